@@ -1,0 +1,19 @@
+//! The data plane's pure core: no IO, no clock, no randomness, no async.
+//!
+//! * [`types`]: positions, epochs, names and reigns as newtypes.
+//! * [`history`]: a prefix's epoch records and the check of a resume against them.
+//! * [`batch`]: RocksDB write batches as bytes: headers, counting, reading, building.
+//! * [`value`]: how a value and its expiry are stored.
+//! * [`resp`] and [`command`]: the Redis protocol and its commands, from bytes to typed requests and back.
+//! * [`follower`]: what a follower does with what its upstream sends.
+//! * [`acks`]: who has what, on the primary.
+//! * [`member`]: roles, promises and orders of one member.
+//! * [`budget`]: credit, batch sizing and the restart budget.
+//!
+//! Invariant: everything here is a function of its arguments; time comes in as a value.
+
+pub mod batch;
+pub mod history;
+pub mod member;
+pub mod types;
+pub mod value;

@@ -1,0 +1,205 @@
+//! Where the process gets its configuration: flags and environment for what never changes, a JSON file for what may.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Command line of `parovoz-dataplane run`; every flag is an environment variable too.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RunArgs {
+    /// Folder of the volume.
+    #[arg(long, env = "PAROVOZ_DATA_DIR", default_value = "/data")]
+    pub data_dir: PathBuf,
+    /// uid of the `ReplicatedStore` object.
+    #[arg(long, env = "PAROVOZ_STORE_UID")]
+    pub store_uid: String,
+    /// uid of the volume claim; another one than at the last start means a copied volume.
+    #[arg(long, env = "PAROVOZ_CLAIM_UID", default_value = "")]
+    pub claim_uid: String,
+    /// This member's name, for people.
+    #[arg(long, env = "POD_NAME", default_value = "member")]
+    pub pod_name: String,
+    /// Host name under which the other members and clients reach this one.
+    #[arg(long, env = "PAROVOZ_ADVERTISE_HOST", default_value = "127.0.0.1")]
+    pub advertise_host: String,
+    /// JSON file with [`Settings`]; defaults if absent. Read again when it changes.
+    #[arg(long, env = "PAROVOZ_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Address that all ports listen on.
+    #[arg(long, env = "PAROVOZ_LISTEN", default_value = "0.0.0.0")]
+    pub listen: IpAddr,
+    /// gRPC for clients.
+    #[arg(long, env = "PAROVOZ_CLIENT_PORT", default_value_t = 7000)]
+    pub client_port: u16,
+    /// Redis protocol.
+    #[arg(long, env = "PAROVOZ_RESP_PORT", default_value_t = 6379)]
+    pub resp_port: u16,
+    /// gRPC for batch jobs.
+    #[arg(long, env = "PAROVOZ_BULK_PORT", default_value_t = 7001)]
+    pub bulk_port: u16,
+    /// Followers.
+    #[arg(long, env = "PAROVOZ_REPLICATION_PORT", default_value_t = 7002)]
+    pub replication_port: u16,
+    /// The operator and the command line.
+    #[arg(long, env = "PAROVOZ_ADMIN_PORT", default_value_t = 7003)]
+    pub admin_port: u16,
+    /// Metrics and probes.
+    #[arg(long, env = "PAROVOZ_HTTP_PORT", default_value_t = 9090)]
+    pub http_port: u16,
+    /// Event loops; 0 = one a core, at most four.
+    #[arg(long, env = "PAROVOZ_EVENT_LOOPS", default_value_t = 0)]
+    pub event_loops: usize,
+    /// Largest number of client connections on the Redis port.
+    #[arg(long, env = "PAROVOZ_MAX_CONNECTIONS", default_value_t = 10_000)]
+    pub max_connections: usize,
+    /// Bytes of the latest batches kept in memory for followers, all prefixes together.
+    #[arg(long, env = "PAROVOZ_RING_BYTES", default_value_t = 64 << 20)]
+    pub ring_bytes: usize,
+    /// Bytes of the object cache, all event loops together.
+    #[arg(long, env = "PAROVOZ_OBJECT_CACHE_BYTES", default_value_t = 64 << 20)]
+    pub object_cache_bytes: usize,
+    /// Bytes of RocksDB's block cache.
+    #[arg(long, env = "PAROVOZ_BLOCK_CACHE_BYTES", default_value_t = 128 << 20)]
+    pub block_cache_bytes: usize,
+    /// Bytes of all memtables together.
+    #[arg(long, env = "PAROVOZ_WRITE_BUFFER_BYTES", default_value_t = 512 << 20)]
+    pub write_buffer_bytes: usize,
+    /// Log filter, e.g. `info,parovoz_dataplane::replication=debug`.
+    #[arg(long, env = "PAROVOZ_LOG", default_value = "info")]
+    pub log: String,
+}
+
+/// When a write counts as durable on a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Durability {
+    /// One fsync a group of writes.
+    Sync,
+    /// Left to the operating system.
+    Os,
+}
+
+/// Who makes prefixes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PrefixCreate {
+    /// The first write.
+    OnWrite,
+    /// The admin port only.
+    Declared,
+}
+
+/// Restart budget (section "Restart budget" of the design).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Recovery {
+    /// Starts allowed in the window.
+    pub max_attempts: u32,
+    /// The window, in seconds.
+    pub window_seconds: u64,
+    /// Pause before a start that is not the first, in seconds.
+    pub backoff_seconds: u64,
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Self { max_attempts: 5, window_seconds: 300, backoff_seconds: 15 }
+    }
+}
+
+/// What may change while the process runs: the operator's ConfigMap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Settings {
+    /// When a write counts as durable.
+    pub durability: Durability,
+    /// How long WAL is kept that nobody needs.
+    pub wal_retention_seconds: u64,
+    /// Bytes of WAL at most; a quarter of the volume if absent.
+    pub wal_retention_max_bytes: Option<u64>,
+    /// Bytes a follower asks for ahead at most, per stream.
+    pub max_batch_bytes: u64,
+    /// Bytes a second per follower; 0 = unlimited.
+    pub max_bytes_per_second: u64,
+    /// Bytes a second of a bootstrap; 0 = unlimited.
+    pub bootstrap_max_bytes_per_second: u64,
+    /// How long an unrenewed hold lives, in seconds.
+    pub hold_timeout_seconds: u64,
+    /// Who makes prefixes.
+    pub prefix_create: PrefixCreate,
+    /// How many prefixes there may be.
+    pub max_prefixes: usize,
+    /// Lag in sequences from which it is warned.
+    pub lag_warning_sequences: u64,
+    /// Restart budget.
+    pub recovery: Recovery,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            durability: Durability::Sync,
+            wal_retention_seconds: 7200,
+            wal_retention_max_bytes: None,
+            max_batch_bytes: 8 << 20,
+            max_bytes_per_second: 0,
+            bootstrap_max_bytes_per_second: 0,
+            hold_timeout_seconds: 600,
+            prefix_create: PrefixCreate::OnWrite,
+            max_prefixes: 1000,
+            lag_warning_sequences: 10_000,
+            recovery: Recovery::default(),
+        }
+    }
+}
+
+/// Why settings can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("read settings {path}: {cause}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// The file is not valid settings.
+    #[error("parse settings {path}: {cause}")]
+    Parse {
+        /// The file.
+        path: String,
+        /// Why.
+        cause: serde_json::Error,
+    },
+    /// Settings that contradict each other.
+    #[error("check settings: {0}")]
+    Invalid(&'static str),
+}
+
+impl Settings {
+    /// Reads and checks a settings file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        let text = std::fs::read(path).map_err(|cause| ConfigError::Read { path: name.clone(), cause })?;
+        let settings: Self = serde_json::from_slice(&text).map_err(|cause| ConfigError::Parse { path: name, cause })?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let r = self.recovery;
+        if r.window_seconds <= u64::from(r.max_attempts) * r.backoff_seconds {
+            return Err(ConfigError::Invalid("recovery.windowSeconds must exceed maxAttempts x backoffSeconds"));
+        }
+        if self.max_prefixes == 0 || self.max_batch_bytes < 64 << 10 {
+            return Err(ConfigError::Invalid("maxPrefixes must be at least 1 and maxBatchBytes at least 65536"));
+        }
+        if self.hold_timeout_seconds == 0 {
+            return Err(ConfigError::Invalid("holdTimeoutSeconds must be at least 1: a bootstrap needs its hold"));
+        }
+        Ok(())
+    }
+}

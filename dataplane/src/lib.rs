@@ -1,0 +1,15 @@
+//! The data plane: runs the prefixes of one member, serves clients and streams to and from other members.
+//!
+//! A thin shell around `parovoz-dataplane-core`; `ARCHITECTURE.md` has the map.
+
+pub mod admin;
+pub mod clock;
+pub mod config;
+pub mod disk;
+pub mod grpc;
+pub mod http;
+pub mod member;
+pub mod replication;
+pub mod run;
+pub mod shard;
+pub mod store;

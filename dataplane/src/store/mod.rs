@@ -1,0 +1,273 @@
+//! What this member holds: its identity, its settings, its role and all its prefixes. Shared by every thread.
+
+pub mod prefix;
+pub mod ring;
+pub mod signal;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+pub use parovoz_dataplane_core::member::Endpoint;
+use parovoz_dataplane_core::types::{DataUuid, Limits, Mode, PrefixName, PrefixUuid, Reign, StoreUid};
+
+use self::prefix::Prefix;
+use self::ring::RingBudget;
+use crate::clock;
+use crate::config::Settings;
+
+/// What this member is at the moment. Replaced as a whole.
+#[derive(Debug, Clone, Default)]
+pub struct RoleView {
+    /// The reign that it promised or leads; `None` before its first orders.
+    pub reign: Option<Reign>,
+    /// Whether it leads it.
+    pub is_primary: bool,
+    /// The primary, for clients that ask the wrong member and for acknowledgements; `None` on the primary.
+    pub primary: Option<Endpoint>,
+    /// Whom it follows; `None` on the primary and before its first orders.
+    pub upstream: Option<Endpoint>,
+}
+
+impl RoleView {
+    /// W: replicas that must hold a write durably before it is answered. 0 in Async.
+    #[must_use]
+    pub fn required_acks(&self) -> u32 {
+        match &self.reign {
+            Some(reign) if reign.mode == Mode::Quorum => reign.min_sync_replicas,
+            _ => 0,
+        }
+    }
+}
+
+/// All prefixes, by name and by identity. Replaced as a whole when one comes or goes.
+#[derive(Debug, Default)]
+pub struct PrefixMap {
+    /// By name; the catalogue is not in here.
+    pub by_name: HashMap<Box<[u8]>, Arc<Prefix>>,
+    /// By identity, the catalogue included.
+    pub by_uuid: HashMap<PrefixUuid, Arc<Prefix>>,
+}
+
+/// Why a prefix was not created.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CreateError {
+    /// Writes belong to the primary.
+    #[error("create prefix: this member is not the primary")]
+    NotPrimary,
+    /// `prefixes.create: Declared`.
+    #[error("create prefix {0}: the store creates no prefixes by writing (prefixes.create is Declared)")]
+    NotOnWrite(PrefixName),
+    /// `maxPrefixes` is reached.
+    #[error("create prefix {name}: the store has {limit} prefixes already (prefixes.maxPrefixes)")]
+    TooMany {
+        /// The refused one.
+        name: PrefixName,
+        /// The limit.
+        limit: usize,
+    },
+    /// Too many creations wait.
+    #[error("create prefix {0}: too many creations are waiting, try again")]
+    Busy(PrefixName),
+    /// The disk or the database refused.
+    #[error("create prefix {name}: {cause}")]
+    Failed {
+        /// The refused one.
+        name: PrefixName,
+        /// What happened.
+        cause: String,
+    },
+}
+
+/// Called once with the created (or already existing) prefix.
+pub type CreateReply = Box<dyn FnOnce(Result<Arc<Prefix>, CreateError>) + Send>;
+
+/// Takes creations; the catalogue's thread.
+pub trait Creator: Send + Sync + std::fmt::Debug {
+    /// Creates a prefix and answers; never blocks.
+    fn create(&self, name: PrefixName, reply: CreateReply);
+}
+
+/// Wakes one event loop.
+pub trait Wake: Send + Sync + std::fmt::Debug {
+    /// Makes the loop run a pass: something that it waits for may have come.
+    fn wake(&self);
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Store {
+    /// The store that this member belongs to.
+    pub store_uid: StoreUid,
+    /// This member's volume.
+    pub data_uuid: DataUuid,
+    /// Sizes that requests may have.
+    pub limits: Limits,
+    /// The settings in effect.
+    pub settings: ArcSwap<Settings>,
+    /// Shared by the rings of all prefixes.
+    pub ring_budget: Arc<RingBudget>,
+    role: ArcSwap<RoleView>,
+    prefixes: ArcSwap<PrefixMap>,
+    /// Grows with every change of role or prefixes: event loops compare it and drop what they cached.
+    version: AtomicU64,
+    changing: Mutex<()>,
+    loops: OnceLock<Vec<Arc<dyn Wake>>>,
+    creator: OnceLock<Arc<dyn Creator>>,
+    /// `clock::boot_ms` when something was last heard from the primary; 0 = never.
+    heard_primary_ms: AtomicU64,
+    /// Tells the member's shell that a report is due.
+    changed: tokio::sync::watch::Sender<u64>,
+}
+
+impl Store {
+    /// An empty store. `shards` is the number of event loops.
+    #[must_use]
+    pub fn new(store_uid: StoreUid, data_uuid: DataUuid, limits: Limits, settings: Settings, ring_bytes: usize) -> Self {
+        Self {
+            store_uid,
+            data_uuid,
+            limits,
+            settings: ArcSwap::from_pointee(settings),
+            ring_budget: RingBudget::new(ring_bytes),
+            role: ArcSwap::default(),
+            prefixes: ArcSwap::default(),
+            version: AtomicU64::new(1),
+            changing: Mutex::new(()),
+            loops: OnceLock::new(),
+            creator: OnceLock::new(),
+            heard_primary_ms: AtomicU64::new(0),
+            changed: tokio::sync::watch::channel(0).0,
+        }
+    }
+
+    /// What this member is now.
+    #[must_use]
+    pub fn role(&self) -> Arc<RoleView> {
+        self.role.load_full()
+    }
+
+    /// Changes what this member is. Only the member's shell calls it.
+    pub fn set_role(&self, role: RoleView) {
+        self.role.store(Arc::new(role));
+        self.bump();
+    }
+
+    /// All prefixes.
+    #[must_use]
+    pub fn prefixes(&self) -> Arc<PrefixMap> {
+        self.prefixes.load_full()
+    }
+
+    /// A prefix by the bytes of its name.
+    #[must_use]
+    pub fn prefix(&self, name: &[u8]) -> Option<Arc<Prefix>> {
+        self.prefixes.load().by_name.get(name).cloned()
+    }
+
+    /// A prefix by its identity.
+    #[must_use]
+    pub fn prefix_by_uuid(&self, uuid: PrefixUuid) -> Option<Arc<Prefix>> {
+        self.prefixes.load().by_uuid.get(&uuid).cloned()
+    }
+
+    /// Adds a prefix; a present one of the same name or identity stays and is answered.
+    pub fn add_prefix(&self, prefix: Arc<Prefix>) -> Arc<Prefix> {
+        let changing = self.changing.lock();
+        let now = self.prefixes.load();
+        if let Some(present) = now.by_uuid.get(&prefix.uuid) {
+            return present.clone();
+        }
+        let mut next = PrefixMap { by_name: now.by_name.clone(), by_uuid: now.by_uuid.clone() };
+        if !prefix.name.is_catalogue() {
+            next.by_name.insert(prefix.name.as_str().as_bytes().into(), prefix.clone());
+        }
+        next.by_uuid.insert(prefix.uuid, prefix.clone());
+        self.prefixes.store(Arc::new(next));
+        drop(changing);
+        self.bump();
+        prefix
+    }
+
+    /// Takes a prefix out (its drop was applied).
+    pub fn remove_prefix(&self, uuid: PrefixUuid) -> Option<Arc<Prefix>> {
+        let changing = self.changing.lock();
+        let now = self.prefixes.load();
+        let mut next = PrefixMap { by_name: now.by_name.clone(), by_uuid: now.by_uuid.clone() };
+        let gone = next.by_uuid.remove(&uuid)?;
+        if next.by_name.get(gone.name.as_str().as_bytes()).is_some_and(|p| p.uuid == uuid) {
+            next.by_name.remove(gone.name.as_str().as_bytes());
+        }
+        self.prefixes.store(Arc::new(next));
+        drop(changing);
+        gone.mark_dropped();
+        self.bump();
+        Some(gone)
+    }
+
+    /// Creates a prefix as the primary and calls `reply`, from another thread, when it can be written.
+    pub fn create_prefix(&self, name: PrefixName, reply: CreateReply) {
+        match self.creator.get() {
+            Some(creator) => creator.create(name, reply),
+            None => reply(Err(CreateError::NotPrimary)),
+        }
+    }
+
+    /// Sets who creates prefixes; once, at start.
+    pub fn set_creator(&self, creator: Arc<dyn Creator>) {
+        let _ = self.creator.set(creator);
+    }
+
+    /// Sets the event loops' wakers, in the order of their numbers; once, at start.
+    pub fn set_loops(&self, loops: Vec<Arc<dyn Wake>>) {
+        let _ = self.loops.set(loops);
+    }
+
+    /// Wakes the event loop that owns a prefix: its `released` moved, say.
+    pub fn wake_loop(&self, shard: usize) {
+        if let Some(waker) = self.loops.get().and_then(|l| l.get(shard)) {
+            waker.wake();
+        }
+    }
+
+    /// Grows with every change of role or prefixes.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Something that reports show changed: a report is due.
+    pub fn note_change(&self) {
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Sees every change that [`Store::note_change`] told of.
+    #[must_use]
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Something came from the primary just now.
+    pub fn note_heard_primary(&self) {
+        self.heard_primary_ms.store(clock::boot_ms(), Ordering::Release);
+    }
+
+    /// Milliseconds since something came from the primary; `None` = never.
+    #[must_use]
+    pub fn primary_silence_ms(&self) -> Option<u64> {
+        match self.heard_primary_ms.load(Ordering::Acquire) {
+            0 => None,
+            at => Some(clock::boot_ms().saturating_sub(at)),
+        }
+    }
+
+    fn bump(&self) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+        for waker in self.loops.get().into_iter().flatten() {
+            waker.wake();
+        }
+        self.note_change();
+    }
+}
