@@ -1,0 +1,91 @@
+{{/* Name of the chart, or what replaces it. */}}
+{{- define "parovoz.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Base of the names of all objects: at most 40 characters, so that suffixes fit into 63. */}}
+{{- define "parovoz.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else }}
+{{- $name := default .Chart.Name .Values.nameOverride }}
+{{- if contains $name .Release.Name }}
+{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "parovoz.operatorName" -}}
+{{- printf "%s-operator" (include "parovoz.fullname" .) }}
+{{- end }}
+
+{{/* What never changes for one release: Deployment selectors are immutable. */}}
+{{- define "parovoz.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "parovoz.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{- define "parovoz.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "parovoz.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "parovoz.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "parovoz.operatorName" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{/* The namespace whose stores are run in namespaced mode. */}}
+{{- define "parovoz.watchNamespace" -}}
+{{- default .Release.Namespace .Values.rbac.watchNamespace }}
+{{- end }}
+
+{{/* Full image reference; takes a dict of image and appVersion. */}}
+{{- define "parovoz.image" -}}
+{{- $path := .image.repository }}
+{{- if .image.registry }}
+{{- $path = printf "%s/%s" (trimSuffix "/" .image.registry) .image.repository }}
+{{- end }}
+{{- if .image.digest }}
+{{- printf "%s@%s" $path .image.digest }}
+{{- else }}
+{{- printf "%s:%s" $path (default .appVersion .image.tag) }}
+{{- end }}
+{{- end }}
+
+{{/* What the operator may do to stores and what it makes for them. */}}
+{{- define "parovoz.rules" -}}
+# Stores: their specification is the users', so it is only read.
+- apiGroups: [parovoz.dev]
+  resources: [replicatedstores]
+  verbs: [get, list, watch]
+- apiGroups: [parovoz.dev]
+  resources: [replicatedstores/status]
+  verbs: [get, patch, update]
+# Owner references that block deletion need this where the API server enforces it.
+- apiGroups: [parovoz.dev]
+  resources: [replicatedstores/finalizers]
+  verbs: [update]
+# The decision record: written by the operator only.
+- apiGroups: [parovoz.dev]
+  resources: [storereigns]
+  verbs: [get, list, watch, create, update, patch, delete]
+# What a store is made of.
+- apiGroups: [""]
+  resources: [pods, persistentvolumeclaims, services, configmaps, serviceaccounts]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: ["", events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
