@@ -1,0 +1,224 @@
+//! The parts of a store's specification that say how data is kept and replicated.
+
+use kube::KubeSchema;
+use kube::core::Rule;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::units::{ByteSize, TimeSpan};
+
+/// Whether a write waits for replicas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// A write is acknowledged once the primary has it. A lost primary loses at most the lag at that moment.
+    #[default]
+    Async,
+    /// A write is acknowledged once minSyncReplicas replicas have it durably.
+    Quorum,
+}
+
+/// When a write counts as kept on a member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Durability {
+    /// After fsync; groups of writes share one.
+    #[default]
+    Sync,
+    /// Once handed to the operating system: survives the process, not the machine.
+    Os,
+}
+
+/// Who streams from whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Topology {
+    /// Every replica streams from the primary.
+    #[default]
+    Star,
+    /// Each replica streams from the one before it, in the order of their names; the first from the primary.
+    Chain,
+}
+
+/// What a first write to an unknown prefix does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PrefixCreation {
+    /// It makes the prefix.
+    #[default]
+    OnWrite,
+    /// It is refused: prefixes are made through the administration port only.
+    Declared,
+}
+
+/// What becomes of the volumes when the store, or a member of it, is removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    /// Volume claims stay until a person deletes them.
+    #[default]
+    Retain,
+    /// Volume claims go with the store, and with a member that is scaled away.
+    Delete,
+}
+
+/// The volume of each member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)",
+    "storageClassName cannot change: make a new store with the other class and copy the data into it"
+))]
+pub struct StorageSpec {
+    /// Size of each member's volume, such as 10Gi. It may grow where the storage class allows it, never shrink.
+    #[x_kube(validation = (
+        "quantity(self).compareTo(quantity(oldSelf)) >= 0",
+        "storage.size cannot shrink: keep the present size, or make a smaller store and copy the data into it"
+    ))]
+    pub size: ByteSize,
+    /// Storage class of the volumes; the cluster's default class unless set. Cannot change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+}
+
+/// How writes reach the replicas.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [
+    Rule::from((
+        "self.mode != 'Quorum' || self.durability == 'Sync'",
+        "mode Quorum promises durable copies: set replication.durability to Sync, or replication.mode to Async"
+    )),
+    Rule::from((
+        "self.mode != 'Quorum' || self.minSyncReplicas >= 1",
+        "mode Quorum waits for at least one replica: set replication.minSyncReplicas to 1 or more, or replication.mode to Async"
+    )),
+    Rule::from((
+        "self.mode != 'Async' || self.minSyncReplicas == 0",
+        "mode Async waits for no replica: set replication.minSyncReplicas to 0, or replication.mode to Quorum"
+    ))
+]))]
+pub struct ReplicationSpec {
+    /// Async: a write is acknowledged once the primary has it. Quorum: once minSyncReplicas replicas have it durably.
+    pub mode: Mode,
+    /// How many replicas must have a write durably before it is acknowledged. 0 in Async, at least 1 in Quorum, and
+    /// always below replicas.
+    #[schemars(range(min = 0, max = 8))]
+    pub min_sync_replicas: i32,
+    /// Sync: a write counts after fsync. Os: once handed to the operating system, which a crash of the machine loses.
+    pub durability: Durability,
+    /// Star: every replica streams from the primary. Chain: each from the one before it.
+    pub topology: Topology,
+    /// How long write-ahead log is kept that nobody needs any more: the window in which a replica may come back without
+    /// a new copy.
+    pub wal_retention: WalRetention,
+    /// Limits of the streams to the replicas.
+    pub stream: StreamSpec,
+}
+
+/// How long write-ahead log is kept for replicas that are away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WalRetention {
+    /// Time for which log is kept at least, such as 2h.
+    pub time: TimeSpan,
+    /// Size at which the oldest log goes even if it is younger. A quarter of the volume unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_size: Option<ByteSize>,
+}
+
+impl Default for WalRetention {
+    fn default() -> Self {
+        Self { time: TimeSpan("2h".into()), max_size: None }
+    }
+}
+
+/// Limits of the streams to the replicas.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StreamSpec {
+    /// Largest batch sent to a replica at once, in bytes.
+    #[schemars(range(min = 4096, max = 67_108_864))]
+    pub max_batch_bytes: i64,
+    /// Limit of all streams of one member together, in bytes a second. 0 = none.
+    #[schemars(range(min = 0, max = 1_000_000_000_000_i64))]
+    pub max_bytes_per_second: i64,
+    /// From which lag on a replica is reported in conditions and events.
+    pub lag_warning: LagWarning,
+}
+
+impl Default for StreamSpec {
+    fn default() -> Self {
+        Self { max_batch_bytes: 1 << 20, max_bytes_per_second: 0, lag_warning: LagWarning::default() }
+    }
+}
+
+/// From which lag on a replica is reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LagWarning {
+    /// Sequences that a replica may be behind before it is reported.
+    #[schemars(range(min = 1, max = 1_000_000_000_000_i64))]
+    pub sequences: i64,
+    /// Time that a replica may be behind before it is reported.
+    pub time: TimeSpan,
+}
+
+impl Default for LagWarning {
+    fn default() -> Self {
+        Self { sequences: 10_000, time: TimeSpan::seconds(30) }
+    }
+}
+
+/// How a member gets its first copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BootstrapSpec {
+    /// Limit of one copy, in bytes a second. 0 = none.
+    #[schemars(range(min = 0, max = 1_000_000_000_000_i64))]
+    pub max_bytes_per_second: i64,
+    /// How long the source keeps log and files for a copy that no longer renews its hold.
+    pub hold_timeout: TimeSpan,
+}
+
+impl Default for BootstrapSpec {
+    fn default() -> Self {
+        Self { max_bytes_per_second: 0, hold_timeout: TimeSpan::seconds(600) }
+    }
+}
+
+/// How prefixes, the independent databases of a store, come about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PrefixesSpec {
+    /// OnWrite: the first write to an unknown prefix makes it. Declared: it is refused.
+    pub create: PrefixCreation,
+    /// How many prefixes the store may have. A write that would make one more is refused.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_prefixes: i32,
+}
+
+impl Default for PrefixesSpec {
+    fn default() -> Self {
+        Self { create: PrefixCreation::default(), max_prefixes: 1_000 }
+    }
+}
+
+/// How often a member's process may be started anew before it stays up with its data closed and says why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::from((
+    "duration(self.window).getSeconds() > self.maxAttempts * duration(self.backoff).getSeconds()",
+    "recovery.window must be longer than recovery.maxAttempts x recovery.backoff, otherwise the limit is never reached: lengthen the window, or lower one of the others"
+))]))]
+pub struct RecoverySpec {
+    /// Starts allowed within the window.
+    #[schemars(range(min = 1, max = 100))]
+    pub max_attempts: i32,
+    /// The time over which starts are counted.
+    pub window: TimeSpan,
+    /// Pause before the second and every later start.
+    pub backoff: TimeSpan,
+}
+
+impl Default for RecoverySpec {
+    fn default() -> Self {
+        Self { max_attempts: 5, window: TimeSpan::seconds(300), backoff: TimeSpan::seconds(15) }
+    }
+}

@@ -1,0 +1,377 @@
+//! What the operator knows of one store at one moment.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use parovoz_api::{MemberPhase, MemberRole, Mode, ReplicatedStoreSpec, ReplicatedStoreStatus, StoreReignSpec};
+use serde_json::Value;
+
+/// A member whose last report is older than this does not answer: reports come at least every five seconds.
+pub const REPORT_FRESH: Duration = Duration::from_secs(15);
+
+/// Everything that a plan may depend on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    /// The store itself.
+    pub store: StoreFacts,
+    /// Its pods.
+    pub pods: Vec<PodFacts>,
+    /// Its volume claims.
+    pub claims: Vec<ClaimFacts>,
+    /// Its other objects, as they are.
+    pub objects: BTreeMap<ObjectKey, Value>,
+    /// The decision record, read from the API server itself and not from a cache.
+    pub reign: Option<ReignFacts>,
+    /// What each member said last, by pod name.
+    pub contacts: BTreeMap<String, Contact>,
+    /// The time of the observation.
+    pub now: Timestamp,
+    /// A random identity, used if a reign is begun now.
+    pub fresh_id: String,
+    /// Image for stores that name none.
+    pub default_image: String,
+}
+
+/// Facts about the `ReplicatedStore`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoreFacts {
+    /// metadata.name
+    pub name: String,
+    /// metadata.namespace
+    pub namespace: String,
+    /// metadata.uid
+    pub uid: String,
+    /// metadata.generation
+    pub generation: i64,
+    /// True once it is being deleted.
+    pub deleting: bool,
+    /// What is asked for.
+    pub spec: ReplicatedStoreSpec,
+    /// What was last reported.
+    pub status: Option<ReplicatedStoreStatus>,
+}
+
+/// Facts about a pod with the store's label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    /// metadata.name
+    pub name: String,
+    /// The member's number, from the name.
+    pub ordinal: u32,
+    /// metadata.uid
+    pub uid: String,
+    /// True if this store controls it.
+    pub owned: bool,
+    /// True once it is being deleted.
+    pub deleting: bool,
+    /// True if it ended and will not be started again.
+    pub ended: bool,
+    /// True if the kubelet says that it is ready.
+    pub ready: bool,
+    /// The node that it was placed on.
+    pub node: Option<String>,
+    /// Hash of the settings that it was made with.
+    pub pod_hash: Option<String>,
+    /// uid of the volume claim that it was made for.
+    pub claim_uid: Option<String>,
+    /// The role label.
+    pub role: Option<String>,
+    /// True if labelled as in standing.
+    pub in_standing: bool,
+    /// What keeps its container from running, if anything does.
+    pub trouble: Option<String>,
+}
+
+/// Facts about a volume claim with the store's label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimFacts {
+    /// metadata.name
+    pub name: String,
+    /// The member's number, from the name.
+    pub ordinal: u32,
+    /// metadata.uid
+    pub uid: String,
+    /// uid of the store that made it.
+    pub store_uid: Option<String>,
+    /// True if it goes with the store.
+    pub owned: bool,
+    /// True once it is being deleted.
+    pub deleting: bool,
+    /// True once a volume is bound.
+    pub bound: bool,
+    /// Bytes asked for.
+    pub requested_bytes: Option<u64>,
+}
+
+/// The decision record and the version to swap against.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReignFacts {
+    /// The record.
+    pub spec: StoreReignSpec,
+    /// metadata.resourceVersion
+    pub resource_version: String,
+}
+
+/// Which of the store's plain objects.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// The kind.
+    pub kind: ObjectKind,
+    /// metadata.name
+    pub name: String,
+}
+
+/// Kinds of objects that carry no decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKind {
+    /// v1 ServiceAccount
+    ServiceAccount,
+    /// v1 ConfigMap
+    ConfigMap,
+    /// v1 Service
+    Service,
+    /// policy/v1 PodDisruptionBudget
+    PodDisruptionBudget,
+}
+
+/// What is known of one member by talking to it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Contact {
+    /// The last report, if there was one from the present pod.
+    pub report: Option<Report>,
+    /// Age of that report.
+    pub age: Duration,
+    /// For how long the member could not be reached; zero while connected.
+    pub unreachable_for: Duration,
+}
+
+impl Contact {
+    /// The report, if the member answers now.
+    #[must_use]
+    pub fn fresh(&self) -> Option<&Report> {
+        self.report.as_ref().filter(|_| self.unreachable_for.is_zero() && self.age <= REPORT_FRESH)
+    }
+}
+
+/// A place in the history of one prefix. Compared by epoch, then by sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The epoch.
+    pub epoch: u64,
+    /// The sequence.
+    pub sequence: u64,
+}
+
+/// A reign as a member knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownReign {
+    /// The number.
+    pub epoch: u64,
+    /// The random identity.
+    pub reign_id: String,
+    /// data_uuid of the primary.
+    pub primary: String,
+    /// data_uuids of the members.
+    pub members: Vec<String>,
+    /// Async or Quorum.
+    pub mode: Mode,
+    /// Replicas that must have a write durably.
+    pub min_sync_replicas: u32,
+}
+
+/// What a member says of itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// uid of the store that its volume belongs to.
+    pub store_uid: String,
+    /// The identity kept on its volume.
+    pub data_uuid: String,
+    /// Random for each start of the process.
+    pub process_id: String,
+    /// Primary or replica.
+    pub role: MemberRole,
+    /// What it does.
+    pub phase: MemberPhase,
+    /// The reign that it promised or leads.
+    pub reign: Option<KnownReign>,
+    /// Highest epoch that it ever started as a primary; 0 = never.
+    pub started_epoch: u64,
+    /// Each prefix.
+    pub prefixes: Vec<PrefixReport>,
+    /// On a primary: each member's progress.
+    pub followers: Vec<FollowerReport>,
+    /// data_uuid of its upstream.
+    pub upstream_data_uuid: String,
+    /// Address of its upstream.
+    pub upstream_address: String,
+    /// True while the stream stands.
+    pub upstream_connected: bool,
+    /// Free bytes on the volume.
+    pub disk_free_bytes: u64,
+    /// Size of the volume.
+    pub disk_total_bytes: u64,
+    /// Why the phase is what it is; empty when nothing is wrong.
+    pub reason: String,
+    /// Starts in the present window.
+    pub restarts: u32,
+    /// True if every prefix is there, whole and at or past its floor.
+    pub complete: bool,
+}
+
+impl Report {
+    /// The highest epoch that this member knows of in any way.
+    #[must_use]
+    pub fn highest_epoch(&self) -> u64 {
+        self.reign.as_ref().map_or(0, |reign| reign.epoch).max(self.started_epoch)
+    }
+
+    /// True if it leads this very reign.
+    #[must_use]
+    pub fn leads(&self, epoch: u64, reign_id: &str) -> bool {
+        self.role == MemberRole::Primary && self.promised(epoch, reign_id)
+    }
+
+    /// True if this very reign is what it promised.
+    #[must_use]
+    pub fn promised(&self, epoch: u64, reign_id: &str) -> bool {
+        self.reign.as_ref().is_some_and(|reign| reign.epoch == epoch && reign.reign_id == reign_id)
+    }
+
+    /// True if the volume holds nothing and has never held anything.
+    #[must_use]
+    pub fn blank(&self) -> bool {
+        self.phase == MemberPhase::Blank
+    }
+
+    /// True if its copy is whole and may be read from or promoted.
+    #[must_use]
+    pub fn usable(&self) -> bool {
+        let phase_allows = match self.phase {
+            MemberPhase::Waiting | MemberPhase::CatchingUp | MemberPhase::Streaming | MemberPhase::Serving => true,
+            MemberPhase::Creating
+            | MemberPhase::Unreachable
+            | MemberPhase::Blank
+            | MemberPhase::Bootstrapping
+            | MemberPhase::Parked
+            | MemberPhase::Unknown => false,
+        };
+        self.complete && phase_allows
+    }
+
+    /// The position of each prefix, by prefix_uuid.
+    #[must_use]
+    pub fn positions(&self) -> BTreeMap<&str, Position> {
+        self.prefixes.iter().map(|prefix| (prefix.prefix_uuid.as_str(), prefix.applied)).collect()
+    }
+
+    /// Compare two members prefix by prefix. None if each has something that the other lacks.
+    #[must_use]
+    pub fn compare(&self, other: &Self) -> Option<Ordering> {
+        let (mine, theirs) = (self.positions(), other.positions());
+        let mut result = Ordering::Equal;
+        for prefix in mine.keys().chain(theirs.keys()) {
+            let one = mine.get(prefix).copied();
+            match (result, one.cmp(&theirs.get(prefix).copied())) {
+                (_, Ordering::Equal) => {}
+                (Ordering::Equal, different) => result = different,
+                (before, different) if before == different => {}
+                _ => return None,
+            }
+        }
+        Some(result)
+    }
+
+    /// Highest epoch and summed sequences: one figure for people, and the order among incomparable members.
+    #[must_use]
+    pub fn summary(&self) -> Position {
+        self.prefixes.iter().fold(Position::default(), |sum, prefix| Position {
+            epoch: sum.epoch.max(prefix.applied.epoch),
+            sequence: sum.sequence.saturating_add(prefix.applied.sequence),
+        })
+    }
+}
+
+/// One prefix of a member.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PrefixReport {
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub prefix_uuid: String,
+    /// How far it is applied.
+    pub applied: Position,
+    /// The copy under way, if there is one.
+    pub bootstrap: Option<BootstrapProgress>,
+    /// What is wrong with it; empty if nothing.
+    pub reason: String,
+}
+
+/// A copy under way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BootstrapProgress {
+    /// How it is made.
+    pub method: String,
+    /// Bytes copied.
+    pub bytes_done: u64,
+    /// Bytes in all.
+    pub bytes_total: u64,
+    /// The present rate.
+    pub bytes_per_second: u64,
+}
+
+/// What a primary knows of another member's progress.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FollowerReport {
+    /// The member.
+    pub data_uuid: String,
+    /// True while it acknowledges.
+    pub connected: bool,
+    /// Sequences behind, over all prefixes.
+    pub lag_sequences: u64,
+    /// Bytes behind, over all prefixes.
+    pub lag_bytes: u64,
+    /// Milliseconds behind, of the worst prefix.
+    pub lag_ms: u64,
+    /// Seconds until it falls out of the kept log; None = nothing threatens.
+    pub window_left_seconds: Option<u64>,
+}
+
+impl Observed {
+    /// The pod of a member.
+    #[must_use]
+    pub fn pod(&self, ordinal: u32) -> Option<&PodFacts> {
+        self.pods.iter().find(|pod| pod.ordinal == ordinal)
+    }
+
+    /// The volume claim of a member.
+    #[must_use]
+    pub fn claim(&self, ordinal: u32) -> Option<&ClaimFacts> {
+        self.claims.iter().find(|claim| claim.ordinal == ordinal)
+    }
+
+    /// The report of a member that answers now, from a volume of this store and a pod that is not on its way out.
+    #[must_use]
+    pub fn answer(&self, ordinal: u32) -> Option<&Report> {
+        let pod = self.pod(ordinal).filter(|pod| pod.owned && !pod.deleting)?;
+        let report = self.contacts.get(&pod.name)?.fresh()?;
+        (report.store_uid == self.store.uid && !report.data_uuid.is_empty()).then_some(report)
+    }
+
+    /// The last thing that a member of an existing pod said, however old.
+    #[must_use]
+    pub fn last_word(&self, ordinal: u32) -> Option<&Report> {
+        self.contacts.get(&self.pod(ordinal)?.name)?.report.as_ref()
+    }
+
+    /// For how long a member has not answered; zero if it answers.
+    #[must_use]
+    pub fn silence(&self, ordinal: u32) -> Duration {
+        if self.answer(ordinal).is_some() {
+            return Duration::ZERO;
+        }
+        let contact = self.pod(ordinal).and_then(|pod| self.contacts.get(&pod.name));
+        contact.map_or(Duration::ZERO, |contact| contact.unreachable_for.max(contact.age))
+    }
+}
