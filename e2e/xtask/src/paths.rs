@@ -1,0 +1,27 @@
+//! Where things are: the repository, the cache, the cluster's state.
+
+use std::path::{Path, PathBuf};
+
+/// The root of the repository that this tool was built from.
+pub fn repository() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_owned()
+}
+
+/// `$PAROVOZ_CACHE`, else `~/.cache/parovoz`: what survives a checkout.
+pub fn cache() -> PathBuf {
+    std::env::var_os("PAROVOZ_CACHE").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/parovoz"),
+        PathBuf::from,
+    )
+}
+
+/// The local cluster's state unless another root is named.
+pub fn cluster() -> PathBuf {
+    cache().join("cluster")
+}
+
+/// Image archives and what they were made from.
+pub fn images() -> PathBuf {
+    cache().join("images")
+}
