@@ -189,6 +189,12 @@ impl Settings {
         Ok(settings)
     }
 
+    /// A short fingerprint, by which the operator sees which settings are in effect.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        serde_json::to_vec(self).map(|json| format!("{:08x}", crc32c::crc32c(&json))).unwrap_or_default()
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let r = self.recovery;
         if r.window_seconds <= u64::from(r.max_attempts) * r.backoff_seconds {

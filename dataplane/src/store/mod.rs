@@ -1,5 +1,6 @@
 //! What this member holds: its identity, its settings, its role and all its prefixes. Shared by every thread.
 
+pub mod catalogue;
 pub mod prefix;
 pub mod ring;
 pub mod signal;
@@ -114,6 +115,8 @@ pub struct Store {
     /// Grows with every change of role or prefixes: event loops compare it and drop what they cached.
     version: AtomicU64,
     changing: Mutex<()>,
+    /// Held while a reign begins in all prefixes and while a prefix is created under one: no prefix misses a reign.
+    pub(crate) reigning: Mutex<()>,
     loops: OnceLock<Vec<Arc<dyn Wake>>>,
     creator: OnceLock<Arc<dyn Creator>>,
     /// `clock::boot_ms` when something was last heard from the primary; 0 = never.
@@ -136,6 +139,7 @@ impl Store {
             prefixes: ArcSwap::default(),
             version: AtomicU64::new(1),
             changing: Mutex::new(()),
+            reigning: Mutex::new(()),
             loops: OnceLock::new(),
             creator: OnceLock::new(),
             heard_primary_ms: AtomicU64::new(0),

@@ -275,9 +275,10 @@ impl Prefix {
         self.history.write().push(record).map_err(|e| {
             CommitError::Engine(EngineError::Corruption { action: "begin epoch".into(), cause: e.to_string() })
         })?;
-        let mut builder = parovoz_dataplane_core::batch::BatchBuilder::default();
+        let mut builder = parovoz_dataplane_core::batch::BatchBuilder::new();
         builder.put_meta(&record.key(), &record.value());
-        let (bytes, count) = builder.finish();
+        let count = builder.count();
+        let bytes = builder.finish();
         let first = copy.db.write(&bytes, sync)?;
         *writer = Some(reign);
         self.received.store(first.0, Ordering::Release);

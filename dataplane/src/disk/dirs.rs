@@ -1,0 +1,71 @@
+//! The layout as replication sees it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use parovoz_dataplane_core::types::{PrefixName, PrefixUuid};
+
+use super::layout::{Layout, LayoutError, sync_dir, write_file};
+use crate::clock;
+use crate::replication::dirs::PrefixDirs;
+
+fn plain(error: LayoutError) -> io::Error {
+    match error {
+        LayoutError::Io { action, path, cause } => {
+            io::Error::new(cause.kind(), format!("{action} {}: {cause}", path.display()))
+        }
+        LayoutError::Malformed { .. } => io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
+    }
+}
+
+impl PrefixDirs for Layout {
+    fn staging_dir(&self, name: &PrefixName, uuid: PrefixUuid) -> io::Result<PathBuf> {
+        self.staging(name, uuid).map_err(plain)
+    }
+
+    fn adopt(
+        &self,
+        name: &PrefixName,
+        uuid: PrefixUuid,
+        staging: &Path,
+        offset: u64,
+        provenance: &str,
+    ) -> io::Result<(u64, PathBuf)> {
+        let generation = self.next_generation(name, uuid, offset, provenance).map_err(plain)?;
+        fs::rename(staging.join("db"), generation.db_dir())?;
+        self.switch(name, uuid, &generation).map_err(plain)?;
+        // The copy is in place: what is left of the staging is of no use, and harmless if it can't be removed now.
+        if let Err(error) = fs::remove_dir_all(staging) {
+            tracing::warn!(staging = %staging.display(), %error, "staging not removed");
+        }
+        Ok((generation.number, generation.dir))
+    }
+
+    fn retire(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64) -> io::Result<()> {
+        fs::remove_dir_all(self.prefix_dir(name, uuid).join(format!("gen-{generation}")))
+    }
+
+    fn detach(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64, why: &str) -> io::Result<PathBuf> {
+        let kept = self.detach_generation(name, uuid, generation, clock::wall_ms()).map_err(plain)?;
+        write_file(&kept.join("why.txt"), format!("{why}\n").as_bytes()).map_err(plain)?;
+        Ok(kept)
+    }
+
+    fn checkpoint_dir(&self, snapshot_id: &str) -> io::Result<PathBuf> {
+        Ok(self.checkpoints().join(snapshot_id))
+    }
+
+    fn clear_checkpoints(&self) -> io::Result<()> {
+        let dir = self.checkpoints();
+        match fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => fs::create_dir_all(&dir)?,
+        }
+        sync_dir(&dir).map_err(plain)
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.space().map(|(free, _)| free).map_err(plain)
+    }
+}

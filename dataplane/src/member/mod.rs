@@ -1,0 +1,251 @@
+//! The shell of one member's role: takes orders, stores promises before acting on them, and changes the role.
+//!
+//! One owner: every change of role goes through [`Member`], under its lock, in the order *decide (pure) -> store, synced ->
+//! act*. A crash between two steps leaves a promise without an act, which is what a restart expects.
+
+pub mod report;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use parovoz_dataplane_core::member::{Following, MemberRecord, OrderRefusal, Orders, Promotion};
+use parovoz_dataplane_core::types::{DataUuid, Reign, ReignRef, StoreUid};
+
+use crate::config::Durability;
+use crate::disk::slots::{SlotError, Slots};
+use crate::replication::Follower;
+use crate::run::FatalSwitch;
+use crate::store::catalogue::{Catalogue, CatalogueError};
+use crate::store::prefix::{CommitError, Prefix, PrefixPhase};
+use crate::store::{Endpoint, RoleView, Store};
+
+/// Why an order was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum MemberError {
+    /// The rules forbid it.
+    #[error(transparent)]
+    Refused(#[from] OrderRefusal),
+    /// The promise could not be stored; nothing was done.
+    #[error(transparent)]
+    Slots(#[from] SlotError),
+    /// The catalogue can't be used.
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+    /// The member lacks data that the reign needs.
+    #[error("promote: this member is not complete: {0}")]
+    Incomplete(String),
+    /// An epoch could not be begun.
+    #[error("begin epoch in prefix {prefix}: {cause}")]
+    Begin {
+        /// Where.
+        prefix: String,
+        /// Why.
+        cause: CommitError,
+    },
+}
+
+#[derive(Debug)]
+struct State {
+    slots: Slots,
+    record: MemberRecord,
+    /// The reign that this process leads.
+    leading: Option<ReignRef>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Member {
+    store: Arc<Store>,
+    catalogue: Arc<Catalogue>,
+    follower: Arc<Follower>,
+    state: Mutex<State>,
+    fatal: FatalSwitch,
+}
+
+impl Member {
+    /// A member with what its slots hold; nothing is acted on yet.
+    #[must_use]
+    pub fn new(
+        store: Arc<Store>,
+        catalogue: Arc<Catalogue>,
+        follower: Arc<Follower>,
+        slots: Slots,
+        record: MemberRecord,
+        fatal: FatalSwitch,
+    ) -> Self {
+        Self { store, catalogue, follower, state: Mutex::new(State { slots, record, leading: None }), fatal }
+    }
+
+    /// What the slots hold.
+    #[must_use]
+    pub fn record(&self) -> MemberRecord {
+        self.state.lock().record.clone()
+    }
+
+    /// Goes on as last ordered: a follower follows, a former primary waits, read-only, for a new promotion.
+    pub fn resume_orders(&self) {
+        let state = self.state.lock();
+        let reign = state.record.promised.clone();
+        match (&state.record.orders, reign) {
+            (Some(Orders::Follow { upstream, primary }), Some(reign)) => {
+                self.catalogue.expect();
+                self.start_following(reign, upstream.clone(), primary.clone());
+            }
+            (_, reign) => self.store.set_role(RoleView { reign, ..RoleView::default() }),
+        }
+    }
+
+    /// Makes this member the primary of `reign`. Blocks on the disk.
+    ///
+    /// # Errors
+    /// See [`MemberError`]; a refusal changes nothing.
+    pub fn promote(&self, store: &StoreUid, member: DataUuid, reign: &Reign) -> Result<(), MemberError> {
+        let mut state = self.state.lock();
+        let leading = state.leading == Some(reign.to_ref());
+        let next = match state.record.promote(store, member, reign, leading)? {
+            Promotion::AlreadyLeading => return Ok(()),
+            Promotion::Start(next) => next,
+        };
+        let blank = state.record.promised.is_none() && self.store.prefixes().by_uuid.is_empty();
+        if !blank {
+            self.check_complete()?;
+        }
+        state.slots.write_both(&next)?;
+        state.record = *next;
+        self.follower.stop();
+        if blank {
+            self.catalogue.create_blank()?;
+        }
+        let result = self.begin_epoch(reign);
+        if result.is_ok() {
+            state.leading = Some(reign.to_ref());
+            tracing::info!(epoch = %reign.epoch, reign_id = %reign.reign_id, "promoted: this member is the primary");
+        }
+        result
+    }
+
+    /// Lets this member follow an upstream. Blocks on the disk.
+    ///
+    /// # Errors
+    /// See [`MemberError`]; a refusal changes nothing.
+    pub fn follow(
+        &self,
+        store: &StoreUid,
+        member: DataUuid,
+        reign: &Reign,
+        upstream: Endpoint,
+        primary: Endpoint,
+    ) -> Result<(), MemberError> {
+        let mut state = self.state.lock();
+        let Following::Start(next) = state.record.follow(store, member, reign, upstream.clone(), primary.clone())? else {
+            return Ok(());
+        };
+        if next.promised == state.record.promised {
+            state.slots.write(&next)?;
+        } else {
+            state.slots.write_both(&next)?;
+        }
+        state.record = *next;
+        state.leading = None;
+        self.demote();
+        self.catalogue.expect();
+        tracing::info!(epoch = %reign.epoch, upstream = %upstream.replication, "following");
+        self.start_following(reign.clone(), upstream, primary);
+        Ok(())
+    }
+
+    /// Ends writing, makes everything durable and notes that the stop was clean. The last thing that a member does.
+    pub fn stop(&self) {
+        let mut state = self.state.lock();
+        self.follower.stop();
+        self.demote();
+        for prefix in self.store.prefixes().by_uuid.values() {
+            if let Err(error) = prefix.sync() {
+                tracing::error!(prefix = %prefix.name, %error, "last sync failed");
+                return;
+            }
+        }
+        let mut record = state.record.clone();
+        record.clean_stop = Some(boot_id());
+        if let Err(error) = state.slots.write(&record) {
+            tracing::error!(%error, "clean stop not noted");
+        }
+    }
+
+    fn demote(&self) {
+        for prefix in self.store.prefixes().by_uuid.values() {
+            prefix.set_writer(None);
+            if prefix.phase() == PrefixPhase::Serving {
+                prefix.set_phase(PrefixPhase::Open);
+            }
+        }
+    }
+
+    fn start_following(&self, reign: Reign, upstream: Endpoint, primary: Endpoint) {
+        self.store.set_role(RoleView {
+            reign: Some(reign),
+            is_primary: false,
+            primary: Some(primary),
+            upstream: Some(upstream),
+        });
+        self.follower.start();
+    }
+
+    /// A member that lacks a prefix's copy must not lead: what it lacks would be gone.
+    fn check_complete(&self) -> Result<(), MemberError> {
+        match self.incomplete() {
+            None => Ok(()),
+            Some(why) => Err(MemberError::Incomplete(why)),
+        }
+    }
+
+    /// Why this member's data is not whole; `None` if it is.
+    #[must_use]
+    pub fn incomplete(&self) -> Option<String> {
+        let prefixes = self.store.prefixes();
+        let Some(catalogue) = prefixes.by_uuid.get(&self.catalogue.uuid()) else {
+            return Some("it has no catalogue".into());
+        };
+        if catalogue.history().newest().is_none() {
+            return Some("its catalogue is empty".into());
+        }
+        prefixes.by_uuid.values().find_map(|p| match p.phase() {
+            PrefixPhase::Bootstrapping => Some(format!("prefix {} is being copied", p.name)),
+            PrefixPhase::Stopped { reason } => Some(format!("prefix {} is stopped: {reason}", p.name)),
+            _ if p.copy().is_none() => Some(format!("prefix {} has no copy", p.name)),
+            PrefixPhase::Open | PrefixPhase::Streaming | PrefixPhase::Serving => None,
+        })
+    }
+
+    /// Begins the reign's epoch in every prefix, the catalogue last but before the role: once it is written, all are.
+    fn begin_epoch(&self, reign: &Reign) -> Result<(), MemberError> {
+        let _reigning = self.store.reigning.lock();
+        let sync = self.store.settings.load().durability == Durability::Sync;
+        let prefixes = self.store.prefixes();
+        let mut all: Vec<&Arc<Prefix>> = prefixes.by_uuid.values().collect();
+        all.sort_by_key(|p| p.name.is_catalogue());
+        let role = RoleView { reign: Some(reign.clone()), is_primary: true, primary: None, upstream: None };
+        for prefix in all {
+            let position = prefix.begin_epoch(reign.to_ref(), sync).map_err(|cause| {
+                if let CommitError::Engine(error) = &cause
+                    && error.severity() == parovoz_engine::Severity::Fatal
+                {
+                    self.fatal.end(&error.to_string());
+                }
+                MemberError::Begin { prefix: prefix.name.to_string(), cause }
+            })?;
+            if role.required_acks() == 0 {
+                prefix.release(position.sequence);
+            }
+            prefix.set_phase(PrefixPhase::Serving);
+        }
+        self.store.set_role(role);
+        Ok(())
+    }
+}
+
+/// Identity of the machine's present boot; empty where the kernel does not tell.
+#[must_use]
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_owned()).unwrap_or_default()
+}

@@ -1,0 +1,165 @@
+//! What a member tells the operator about itself.
+
+use std::sync::Arc;
+
+use parovoz_dataplane_core::types::{Mode, Position, PrefixUuid, Reign};
+use parovoz_proto::v1;
+
+use super::Member;
+use crate::clock;
+use crate::disk::layout::Layout;
+use crate::store::Store;
+use crate::store::prefix::{Prefix, PrefixPhase};
+
+/// What replication knows besides the prefixes' own marks.
+pub trait ReplicationView: Send + Sync + std::fmt::Debug {
+    /// Whether the stream from the upstream is up.
+    fn upstream_connected(&self) -> bool;
+    /// How far the bootstrap of a prefix is; `None` if there is none.
+    fn bootstrap(&self, prefix: PrefixUuid) -> Option<v1::BootstrapProgress>;
+    /// The members that follow this primary.
+    fn followers(&self) -> Vec<v1::FollowerReport>;
+}
+
+/// Builds reports.
+#[derive(Debug)]
+pub struct Reporter {
+    /// Whose prefixes are reported.
+    pub store: Arc<Store>,
+    /// Whose promises are reported.
+    pub member: Arc<Member>,
+    /// The volume.
+    pub layout: Layout,
+    /// Streams and bootstraps.
+    pub replication: Arc<dyn ReplicationView>,
+    /// Name of the pod.
+    pub pod_name: String,
+    /// Random for each start.
+    pub process_id: String,
+}
+
+/// A position as it stands on the wire.
+#[must_use]
+pub fn position(p: Position) -> v1::Position {
+    v1::Position { epoch: p.epoch.0, sequence: p.sequence.0 }
+}
+
+/// A reign as it stands on the wire.
+#[must_use]
+pub fn reign(r: &Reign) -> v1::Reign {
+    v1::Reign {
+        epoch: r.epoch.0,
+        reign_id: r.reign_id.to_string(),
+        primary: r.primary.to_string(),
+        members: r.members.iter().map(ToString::to_string).collect(),
+        mode: match r.mode {
+            Mode::Async => v1::Mode::Async.into(),
+            Mode::Quorum => v1::Mode::Quorum.into(),
+        },
+        min_sync_replicas: r.min_sync_replicas,
+        lease_duration_ms: r.lease_duration_ms,
+    }
+}
+
+impl Reporter {
+    /// The present report.
+    #[must_use]
+    pub fn report(&self) -> v1::MemberReport {
+        let role = self.store.role();
+        let record = self.member.record();
+        let incomplete = self.member.incomplete();
+        let mut prefixes: Vec<_> = self.store.prefixes().by_uuid.values().map(|p| self.prefix(p)).collect();
+        prefixes.sort_by(|a, b| a.name.cmp(&b.name));
+        let (free, total) = self.layout.space().unwrap_or_else(|error| {
+            tracing::warn!(%error, "free space is not known");
+            (0, 0)
+        });
+        let phase = self.phase(&prefixes, incomplete.is_none());
+        v1::MemberReport {
+            store_uid: self.store.store_uid.to_string(),
+            data_uuid: record.data_uuid.to_string(),
+            pod_name: self.pod_name.clone(),
+            process_id: self.process_id.clone(),
+            role: if role.is_primary { v1::MemberRole::Primary } else { v1::MemberRole::Replica }.into(),
+            phase: phase.into(),
+            reign: record.promised.as_ref().map(reign),
+            started_epoch: record.started.0,
+            prefixes,
+            followers: if role.is_primary { self.replication.followers() } else { Vec::new() },
+            upstream_data_uuid: role.upstream.as_ref().and_then(|u| u.data_uuid).map(|u| u.to_string()).unwrap_or_default(),
+            upstream_address: role.upstream.as_ref().map(|u| u.replication.clone()).unwrap_or_default(),
+            upstream_connected: self.replication.upstream_connected(),
+            disk_free_bytes: free,
+            disk_total_bytes: total,
+            complete: incomplete.is_none(),
+            reason: incomplete.unwrap_or_default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            at_ms: clock::wall_ms(),
+            restarts: u32::try_from(record.starts.len().saturating_sub(1)).unwrap_or(u32::MAX),
+            primary_silence_ms: if role.is_primary { None } else { self.store.primary_silence_ms() },
+            config_hash: self.store.settings.load().hash(),
+        }
+    }
+
+    fn phase(&self, prefixes: &[v1::PrefixReport], complete: bool) -> v1::MemberPhase {
+        let role = self.store.role();
+        if role.is_primary {
+            return v1::MemberPhase::Serving;
+        }
+        if role.reign.is_none() && prefixes.is_empty() {
+            return v1::MemberPhase::Blank;
+        }
+        if role.upstream.is_none() {
+            return v1::MemberPhase::Waiting;
+        }
+        if prefixes.iter().any(|p| p.state() == v1::PrefixState::Bootstrapping) {
+            return v1::MemberPhase::Bootstrapping;
+        }
+        if !self.replication.upstream_connected() {
+            return v1::MemberPhase::Waiting;
+        }
+        let warning = self.store.settings.load().lag_warning_sequences;
+        let close = prefixes.iter().all(|p| {
+            let sequence = |p: &Option<v1::Position>| p.as_ref().map_or(0, |p| p.sequence);
+            p.state() == v1::PrefixState::Streaming && sequence(&p.upstream_latest).saturating_sub(sequence(&p.applied)) <= warning
+        });
+        if close && complete { v1::MemberPhase::Streaming } else { v1::MemberPhase::CatchingUp }
+    }
+
+    fn prefix(&self, prefix: &Prefix) -> v1::PrefixReport {
+        let (state, reason) = match prefix.phase() {
+            PrefixPhase::Open => (v1::PrefixState::Open, String::new()),
+            PrefixPhase::Bootstrapping => (v1::PrefixState::Bootstrapping, String::new()),
+            PrefixPhase::Streaming => (v1::PrefixState::Streaming, String::new()),
+            PrefixPhase::Stopped { reason } => (v1::PrefixState::Stopped, reason),
+            PrefixPhase::Serving => (v1::PrefixState::Serving, String::new()),
+        };
+        let mark = |sequence| Some(position(prefix.position_at(sequence)));
+        v1::PrefixReport {
+            name: prefix.name.to_string(),
+            prefix_uuid: prefix.uuid.to_string(),
+            state: state.into(),
+            received: mark(prefix.received()),
+            applied: mark(prefix.applied()),
+            durable: mark(prefix.durable()),
+            upstream_latest: Some(position(prefix.upstream_latest())),
+            bootstrap: self.replication.bootstrap(prefix.uuid),
+            reason,
+            oldest_wal_sequence: prefix.copy().and_then(|c| c.db.oldest_in_wal().ok()).map_or(0, |s| s.0),
+            system: prefix.name.is_catalogue(),
+        }
+    }
+
+    /// `None` if the member may take clients: a primary that serves, or a replica whose data is whole.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        let role = self.store.role();
+        if role.is_primary {
+            return None;
+        }
+        if role.reign.is_none() {
+            return Some("no orders yet".into());
+        }
+        self.member.incomplete()
+    }
+}
