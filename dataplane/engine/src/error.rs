@@ -24,6 +24,14 @@ pub enum EngineError {
         /// The oldest that can be had.
         oldest: Sequence,
     },
+    /// Asked for what follows a position that is itself not written yet: whoever asks has more than this database.
+    #[error("read WAL after {after}: not written yet, the latest is {latest}")]
+    Ahead {
+        /// What was asked for.
+        after: Sequence,
+        /// The last record that there is.
+        latest: Sequence,
+    },
     /// There is no database in the folder.
     #[error("open database {dir}: there is none")]
     Missing {
@@ -82,9 +90,12 @@ impl EngineError {
     pub fn severity(&self) -> Severity {
         match self {
             Self::Busy { .. } => Severity::Retryable,
-            Self::Gap { .. } | Self::Missing { .. } | Self::Corruption { .. } | Self::BadBatch { .. } | Self::Io { .. } => {
-                Severity::Terminal
-            }
+            Self::Gap { .. }
+            | Self::Ahead { .. }
+            | Self::Missing { .. }
+            | Self::Corruption { .. }
+            | Self::BadBatch { .. }
+            | Self::Io { .. } => Severity::Terminal,
             Self::NoSpace { .. } | Self::WriteFailed { .. } => Severity::Fatal,
         }
     }

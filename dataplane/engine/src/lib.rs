@@ -9,6 +9,7 @@
 pub mod memory;
 pub mod rocks;
 
+mod checked;
 mod error;
 
 use std::fmt;
@@ -108,7 +109,8 @@ pub trait Database: Send + Sync + fmt::Debug {
     /// Batches that start after `after`, oldest first, from the WAL, up to what is written now and possibly less.
     ///
     /// # Errors
-    /// [`EngineError::Gap`] if the records right after `after` are no longer in the WAL.
+    /// [`EngineError::Gap`] if the records right after `after` can't be had: no longer in the WAL, or `after` lies within a
+    /// batch (positions are batch boundaries). [`EngineError::Ahead`] if `after` is past the latest.
     fn updates_after(&self, after: Sequence) -> Result<Box<dyn Updates + '_>>;
 
     /// Logical sequence from which the WAL is whole up to now (`latest + 1` if the WAL holds nothing).
