@@ -19,11 +19,8 @@ pub struct Run {
 
 /// A program by name or path.
 pub fn run(program: impl AsRef<OsStr>) -> Run {
-    let shown = Path::new(program.as_ref())
-        .file_name()
-        .unwrap_or_else(|| program.as_ref())
-        .to_string_lossy()
-        .into_owned();
+    let shown =
+        Path::new(program.as_ref()).file_name().unwrap_or_else(|| program.as_ref()).to_string_lossy().into_owned();
     Run { command: Command::new(program), shown, input: None }
 }
 
@@ -93,6 +90,22 @@ impl Run {
             said = String::from_utf8_lossy(&output.stdout).into_owned();
         }
         Err(Error::Command { command: shown, status: output.status, detail: tail(&said) })
+    }
+
+    /// Like `text`, but what the program says on standard error is seen as it comes.
+    pub fn text_with_errors_shown(mut self) -> Result<String> {
+        let shown = shorten(&self.shown);
+        let output = self
+            .command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .output()
+            .doing(|| format!("start {shown}"))?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(Error::Command { command: shown, status: output.status, detail: String::new() })
     }
 
     /// Runs for its effect.

@@ -54,7 +54,9 @@ impl Kube {
         if answer.trim().is_empty() {
             return Ok(None);
         }
-        serde_json::from_str(&answer).map(Some).map_err(|e| Error::parse(format!("read the answer to kubectl {text}"), e))
+        serde_json::from_str(&answer)
+            .map(Some)
+            .map_err(|e| Error::parse(format!("read the answer to kubectl {text}"), e))
     }
 
     /// Applies documents.
@@ -64,7 +66,8 @@ impl Kube {
 
     /// Waits until a Deployment's wish is reality.
     pub fn rolled_out(&self, namespace: &str, deployment: &str, limit: Duration) -> Result<()> {
-        self.kubectl(&format!("rollout status deployment/{deployment} -n {namespace} --timeout={}s", limit.as_secs())).done()
+        self.kubectl(&format!("rollout status deployment/{deployment} -n {namespace} --timeout={}s", limit.as_secs()))
+            .done()
     }
 
     /// Reads `what` until `accept` yields a value; its `Err` says what is still missing.
@@ -119,7 +122,7 @@ impl Forward {
                 let local = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split(' ').next());
                 if let Some(local) = local.and_then(|p| p.parse::<u16>().ok()) {
                     // Only the first is waited for.
-                    drop(sender.send(local));
+                    let _ = sender.send(local);
                 }
             }
         });

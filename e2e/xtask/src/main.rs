@@ -1,12 +1,20 @@
 //! `cargo xtask`: set-up, the local cluster, images, generated files, the demonstration and every test.
 
+mod ci;
 mod cluster;
+mod demo;
+mod e2e;
 mod error;
 mod exec;
+mod generate;
+mod image;
+mod install;
 mod kube;
 mod packages;
 mod paths;
 mod poll;
+mod resp;
+mod store;
 mod ui;
 
 use std::path::PathBuf;
@@ -29,6 +37,40 @@ enum Command {
     /// The local cluster: a real Kubernetes of several nodes on this machine.
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Builds both binaries and their container images, as docker-archives.
+    Image {
+        /// Where the archives go [default: $PAROVOZ_CACHE/images].
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+    /// Writes CRDs and manifests from the types and the chart.
+    Generate {
+        /// Only compare; fail on a difference.
+        #[arg(long)]
+        check: bool,
+    },
+    /// The main job: cluster, operator, store, real data, a volume lost under writes, three equal members.
+    Demo {
+        /// A cluster to use instead of the local one; it must be able to fetch the images.
+        #[arg(long)]
+        kubeconfig: Option<PathBuf>,
+        /// Records instead of this machine's Debian package index: such an index, or lines of `key<TAB>value`.
+        #[arg(long)]
+        data: Option<PathBuf>,
+        /// Keep the store and its data at the end (the default; overrides an earlier --clean).
+        #[arg(long, overrides_with = "clean")]
+        keep: bool,
+        /// Remove the store and its data at the end.
+        #[arg(long, overrides_with = "keep")]
+        clean: bool,
+    },
+    /// The end-to-end tests, on the local cluster.
+    E2e {
+        /// Only those whose name contains this.
+        filter: Option<String>,
+    },
+    /// Everything that CI runs, on a cluster of its own.
+    Test,
 }
 
 #[derive(Args)]
@@ -96,6 +138,25 @@ fn main() -> ExitCode {
 fn dispatch(ui: &Ui, command: Command) -> Result<Option<String>> {
     match command {
         Command::Cluster(command) => cluster_command(ui, &command),
+        Command::Image { output } => {
+            let images = image::build(ui, output.as_deref())?;
+            let files: Vec<String> = images.iter().map(|i| format!("\n  {}", i.archive.display())).collect();
+            Ok(Some(format!("image: {} images in {}{}", images.len(), seconds(ui.elapsed()), files.concat())))
+        }
+        Command::Generate { check } => {
+            let count = generate::generate(ui, check)?;
+            let verb = if check { "up to date" } else { "written" };
+            Ok(Some(format!("generate: {count} files {verb} in {}", seconds(ui.elapsed()))))
+        }
+        Command::Demo { kubeconfig, data, keep: _, clean } => {
+            demo::run(ui, &demo::Options { kubeconfig, data, clean }).map(Some)
+        }
+        Command::E2e { filter } => {
+            let counts = e2e::run(ui, filter.as_deref())?;
+            let line = format!("e2e: {counts} in {}", seconds(ui.elapsed()));
+            if counts.failed + counts.skipped == 0 { Ok(Some(line)) } else { Err(error::Error::Failed(line)) }
+        }
+        Command::Test => ci::test(ui).map(Some),
     }
 }
 

@@ -47,7 +47,8 @@ const IMAGE: &[Package] = &[
     package("libclang-dev", "/usr/share/doc/libclang-dev"),
     package("binutils", "strip"),
 ];
-const CLIENTS: &[Package] = &[package("redis-tools", "redis-cli"), package("python3-venv", "/usr/share/doc/python3-venv")];
+const CLIENTS: &[Package] =
+    &[package("redis-tools", "redis-cli"), package("python3-redis", "/usr/lib/python3/dist-packages/redis")];
 const INDEX: &[Package] = &[package("apt", "apt-cache")];
 
 /// Makes sure that the packages of `needs` are installed.
@@ -93,7 +94,11 @@ fn apt(args: &[&str]) -> Result<()> {
         crate::error::write(policy, "#!/bin/sh\nexit 101\n")?;
         run("chmod").args(["0755"]).arg(policy).done()?;
     }
-    let result = run("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(["-o", "Dpkg::Use-Pty=0", "-qq"]).args(args).done();
+    let result = run("apt-get")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["-o", "Dpkg::Use-Pty=0", "-qq"])
+        .args(args)
+        .done();
     if ours {
         // Left behind, it would only keep later services from starting by themselves.
         drop(std::fs::remove_file(policy));

@@ -1,4 +1,4 @@
-//! Waiting with a deadline: the only place that sleeps.
+//! Waiting with a deadline, never for a fixed time.
 
 use std::time::{Duration, Instant};
 

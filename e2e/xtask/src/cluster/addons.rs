@@ -13,7 +13,8 @@ const LIMIT: Duration = Duration::from_secs(150);
 
 /// Installs both, or what changed of them.
 pub fn ensure(kube: &Kube, layout: &Layout, count: u8) -> Result<()> {
-    let coredns = include_str!("manifests/coredns.yaml").replace("@COREDNS@", &coredns_image()).replace("@DNS@", DNS_ADDRESS);
+    let coredns =
+        include_str!("manifests/coredns.yaml").replace("@COREDNS@", &coredns_image()).replace("@DNS@", DNS_ADDRESS);
     kube.apply(&coredns)?;
     let paths: Vec<_> = nodes(count).map(|n| json!({"node": n.name(), "paths": [layout.volumes(n)]})).collect();
     let config = json!({"nodePathMap": paths}).to_string();
@@ -38,7 +39,9 @@ pub fn ready_nodes(list: &serde_json::Value) -> Vec<String> {
     items(list, "/items")
         .iter()
         .filter(|node| {
-            items(node, "/status/conditions").iter().any(|c| text(c, "/type") == "Ready" && text(c, "/status") == "True")
+            items(node, "/status/conditions")
+                .iter()
+                .any(|c| text(c, "/type") == "Ready" && text(c, "/status") == "True")
         })
         .map(|node| text(node, "/metadata/name").to_owned())
         .collect()

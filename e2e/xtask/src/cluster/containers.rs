@@ -13,7 +13,8 @@ use crate::ui::Ui;
 
 /// A shell with the usual small programs; as the pods' sandbox it only sleeps.
 pub const BUSYBOX_IMAGE: &str = "docker.io/parovoz/busybox:1";
-const APPLETS: [&str; 12] = ["sh", "sleep", "mkdir", "chmod", "rm", "ls", "cat", "test", "nc", "wget", "nslookup", "ping"];
+const APPLETS: [&str; 12] =
+    ["sh", "sleep", "mkdir", "chmod", "rm", "ls", "cat", "test", "nc", "wget", "nslookup", "ping"];
 
 /// The name server's image.
 pub fn coredns_image() -> String {

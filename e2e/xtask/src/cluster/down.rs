@@ -4,13 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::layout::{Layout, Node, State, nodes};
+use super::net;
 use super::node::cgroup_mounts;
 use super::process::{self, Recorded};
-use super::net;
 use crate::error::{Context, Error, Result, read};
 use crate::exec::run;
 use crate::poll;
 use crate::ui::{Step, Ui};
+
+/// Where network plug-ins note what they made for each container, whatever their settings.
+const CNI_RESULTS: &str = "/var/lib/cni/results";
 
 /// Removes the cluster. Without one it only checks that nothing is left.
 pub fn down(ui: &Ui, layout: &Layout) -> Result<()> {
@@ -36,7 +39,8 @@ pub fn down(ui: &Ui, layout: &Layout) -> Result<()> {
 
 fn end_processes(step: &Step, layout: &Layout, state: &State) -> Result<()> {
     // Kubelets first: they would start again what ends. The runtimes of the nodes come last of the recorded ones.
-    let (runtimes, others): (Vec<_>, Vec<_>) = process::names(layout).into_iter().partition(|n| n.ends_with("-containerd"));
+    let (runtimes, others): (Vec<_>, Vec<_>) =
+        process::names(layout).into_iter().partition(|n| n.ends_with("-containerd"));
     let (kubelets, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|n| n.ends_with("-kubelet"));
     for name in kubelets.iter().chain(&others).chain(&runtimes) {
         step.note(name);
@@ -65,7 +69,8 @@ fn shims(layout: &Layout) -> Vec<Recorded> {
         .filter(|pid| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let mut args = line.split(|b| *b == 0);
-            args.next().is_some_and(|program| program.ends_with(b"containerd-shim-runc-v2")) && args.any(|a| a.starts_with(prefix))
+            args.next().is_some_and(|program| program.ends_with(b"containerd-shim-runc-v2"))
+                && args.any(|a| a.starts_with(prefix))
         })
         .filter_map(Recorded::of)
         .collect()
@@ -103,7 +108,8 @@ fn remove_cgroups(state: &State) -> Result<()> {
     // A group can only be removed a moment after its last process ended.
     poll::until("the end of the control groups", Duration::from_secs(30), Duration::from_millis(50), || {
         let groups = all_groups(state).map_err(|e| e.to_string())?;
-        let left: Vec<_> = groups.iter().filter(|g| std::fs::remove_dir(g).is_err()).map(|g| g.display().to_string()).collect();
+        let left: Vec<_> =
+            groups.iter().filter(|g| std::fs::remove_dir(g).is_err()).map(|g| g.display().to_string()).collect();
         poll::ready(left.is_empty(), || left.join(" "))
     })
 }
@@ -134,10 +140,16 @@ fn remove_traces(layout: &Layout, state: &State) -> Result<()> {
     let entries = |dir: &str| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
     for node in nodes(state.nodes) {
         let network = format!("parovoz-{}-", node.name());
-        for file in entries("/var/lib/cni/results") {
-            if file.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&network)) {
-                remove(file)?;
+        for file in entries(CNI_RESULTS) {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let Some(container) = name.strip_prefix(&network).and_then(|rest| rest.strip_suffix("-eth0")) else {
+                continue;
+            };
+            let loopback = Path::new(CNI_RESULTS).join(format!("cni-loopback-{container}-lo"));
+            if loopback.exists() {
+                remove(loopback)?;
             }
+            remove(file)?;
         }
     }
     for file in entries("/var/log/containers") {

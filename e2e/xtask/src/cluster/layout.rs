@@ -70,7 +70,9 @@ impl Layout {
         let root = std::path::absolute(root).map_err(|e| Error::failed(format!("resolve {}: {e}", root.display())))?;
         let text = root.to_string_lossy();
         if text.chars().any(|c| c.is_whitespace() || c == '"') {
-            return Err(Error::failed(format!("use {text} as root: no spaces or quotes, please: programs' settings name it")));
+            return Err(Error::failed(format!(
+                "use {text} as root: no spaces or quotes, please: programs' settings name it"
+            )));
         }
         Ok(Self { root })
     }

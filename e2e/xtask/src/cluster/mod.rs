@@ -138,7 +138,9 @@ fn lock(layout: &Layout) -> Result<File> {
     }
     let file = File::create(&path).doing(|| format!("open {}", path.display()))?;
     file.try_lock().map_err(|e| match e {
-        std::fs::TryLockError::WouldBlock => Error::failed(format!("change the cluster: another command does so ({})", path.display())),
+        std::fs::TryLockError::WouldBlock => {
+            Error::failed(format!("change the cluster: another command does so ({})", path.display()))
+        }
         std::fs::TryLockError::Error(source) => Error::Io { action: format!("lock {}", path.display()), source },
     })?;
     Ok(file)

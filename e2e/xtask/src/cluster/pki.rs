@@ -22,8 +22,14 @@ pub fn ensure(layout: &Layout, nodes: impl Iterator<Item = Node>) -> Result<()> 
     let authority = authority(layout)?;
     service_account_key(layout)?;
     let server_names = [
-        "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost",
-        "127.0.0.1", "10.96.0.1", BRIDGE_ADDRESS,
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+        "localhost",
+        "127.0.0.1",
+        "10.96.0.1",
+        BRIDGE_ADDRESS,
     ];
     certificate(layout, &authority, "apiserver", "kube-apiserver", None, &server_names)?;
     let users = [
@@ -39,7 +45,14 @@ pub fn ensure(layout: &Layout, nodes: impl Iterator<Item = Node>) -> Result<()> 
     for node in nodes {
         let name = node.name();
         let address = node.address();
-        certificate(layout, &authority, &name, &format!("system:node:{name}"), Some("system:nodes"), &[&name, &address])?;
+        certificate(
+            layout,
+            &authority,
+            &name,
+            &format!("system:node:{name}"),
+            Some("system:nodes"),
+            &[&name, &address],
+        )?;
         kubeconfig(layout, &name)?;
     }
     Ok(())
@@ -51,7 +64,8 @@ fn failed(what: &str, e: &rcgen::Error) -> Error {
 
 fn secret(path: &Path, pem: &str) -> Result<()> {
     write(path, pem)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).doing(|| format!("protect {}", path.display()))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .doing(|| format!("protect {}", path.display()))
 }
 
 fn parameters(name: &str, group: Option<&str>, alternatives: &[&str]) -> Result<CertificateParams> {

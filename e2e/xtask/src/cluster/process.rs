@@ -47,9 +47,12 @@ impl Recorded {
                 Err(e) => return Err(Error::Io { action: format!("end process {}", self.pid), source: e.into() }),
             }
         }
-        poll::until(&format!("the end of process {}", self.pid), Duration::from_secs(20), Duration::from_millis(10), || {
-            poll::ready(!self.runs(), || "still there".into())
-        })
+        poll::until(
+            &format!("the end of process {}", self.pid),
+            Duration::from_secs(20),
+            Duration::from_millis(10),
+            || poll::ready(!self.runs(), || "still there".into()),
+        )
     }
 
     /// The process id.
@@ -111,11 +114,7 @@ impl Daemon {
         }
         let log = layout.log(&self.name);
         make_dir(&layout.root.join("log"))?;
-        let out = File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .doing(|| format!("open {}", log.display()))?;
+        let out = File::options().create(true).append(true).open(&log).doing(|| format!("open {}", log.display()))?;
         let err = out.try_clone().doing(|| format!("open {}", log.display()))?;
         let mut command = match &self.namespace {
             Some(file) => {
@@ -138,7 +137,8 @@ impl Daemon {
             .spawn()
             .doing(|| format!("start {}", self.name))?;
         let pid = i32::try_from(child.id()).map_err(|e| Error::failed(format!("start {}: {e}", self.name)))?;
-        let recorded = Recorded::of(pid).ok_or_else(|| Error::failed(format!("start {}: it ended at once{}", self.name, log_tail(&log))))?;
+        let recorded = Recorded::of(pid)
+            .ok_or_else(|| Error::failed(format!("start {}: it ended at once{}", self.name, log_tail(&log))))?;
         write(&layout.pid_file(&self.name), format!("{} {}\n", recorded.pid, recorded.started))?;
         // Collects the exit status if it ends while this command still runs; afterwards init does.
         std::thread::spawn(move || drop(child.wait()));

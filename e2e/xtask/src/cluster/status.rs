@@ -16,27 +16,39 @@ pub fn print(layout: &Layout, kube: &Kube, as_json: bool) -> Result<()> {
         }
         return Err(Error::failed("cluster: down (start it with `cargo xtask cluster up`)"));
     };
-    let mut expected: Vec<String> = ["etcd", "apiserver", "controller-manager", "scheduler"].map(str::to_owned).to_vec();
+    let mut expected: Vec<String> =
+        ["etcd", "apiserver", "controller-manager", "scheduler"].map(str::to_owned).to_vec();
     for node in nodes(state.nodes) {
         expected.extend(["containerd", "kubelet", "proxy"].map(|part| format!("{}-{part}", node.name())));
     }
-    let processes: Vec<(String, Option<i32>)> =
-        expected.into_iter().map(|name| { let pid = process::find(layout, &name).map(process::Recorded::pid); (name, pid) }).collect();
+    let processes: Vec<(String, Option<i32>)> = expected
+        .into_iter()
+        .map(|name| {
+            let pid = process::find(layout, &name).map(process::Recorded::pid);
+            (name, pid)
+        })
+        .collect();
     let ready = kube.json("get nodes --request-timeout=5s").map(|list| ready_nodes(&list)).unwrap_or_default();
     let pods = kube.json("get pods -A --request-timeout=5s").unwrap_or(Value::Null);
     let waiting: Vec<String> = items(&pods, "/items")
         .iter()
         .filter(|p| !matches!(text(p, "/status/phase"), "Running" | "Succeeded"))
-        .map(|p| format!("{}/{} {}", text(p, "/metadata/namespace"), text(p, "/metadata/name"), text(p, "/status/phase")))
+        .map(|p| {
+            format!("{}/{} {}", text(p, "/metadata/namespace"), text(p, "/metadata/name"), text(p, "/status/phase"))
+        })
         .collect();
     let dead: Vec<&str> = processes.iter().filter(|(_, pid)| pid.is_none()).map(|(name, _)| name.as_str()).collect();
     let up = dead.is_empty() && ready.len() >= usize::from(state.nodes);
     if as_json {
-        let processes: serde_json::Map<String, Value> = processes.iter().map(|(n, pid)| (n.clone(), json!(pid))).collect();
-        println!("{}", json!({
-            "up": up, "nodes": state.nodes, "ready": ready, "processes": processes, "podsNotRunning": waiting,
-            "kubeconfig": layout.kubeconfig("admin"),
-        }));
+        let processes: serde_json::Map<String, Value> =
+            processes.iter().map(|(n, pid)| (n.clone(), json!(pid))).collect();
+        println!(
+            "{}",
+            json!({
+                "up": up, "nodes": state.nodes, "ready": ready, "processes": processes, "podsNotRunning": waiting,
+                "kubeconfig": layout.kubeconfig("admin"),
+            })
+        );
     } else {
         println!("nodes ready:       {} of {}: {}", ready.len(), state.nodes, ready.join(" "));
         println!("processes running: {} of {}", processes.len() - dead.len(), processes.len());

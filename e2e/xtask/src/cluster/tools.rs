@@ -109,7 +109,9 @@ fn build_missing(ui: &Ui, program: &Path, recipe: Recipe) -> Result<()> {
     let Some(dir) = program.parent() else { return Err(Error::failed("build tools: no directory")) };
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if !exists("go") {
-        return Err(Error::failed(format!("build {name}: no `go` on the search path; install Go 1.26 or newer (https://go.dev/dl)")));
+        return Err(Error::failed(format!(
+            "build {name}: no `go` on the search path; install Go 1.26 or newer (https://go.dev/dl)"
+        )));
     }
     ui.step(&format!("build {name}"), |step| {
         make_dir(&paths::cache())?;
@@ -124,7 +126,11 @@ fn build_missing(ui: &Ui, program: &Path, recipe: Recipe) -> Result<()> {
             Recipe::Etcd => etcd(step, work.path(), &out)?,
             Recipe::Install(package, version) => {
                 step.announce(&format!("go install {package}@v{version}"));
-                go().env("GOBIN", &out).words("install -ldflags").arg("-s -w").arg(format!("{package}@v{version}")).done()?;
+                go().env("GOBIN", &out)
+                    .words("install -ldflags")
+                    .arg("-s -w")
+                    .arg(format!("{package}@v{version}"))
+                    .done()?;
             }
         }
         // What an interrupted move or a pruned cache left.
@@ -148,7 +154,8 @@ fn kubernetes(step: &Step, work: &Path, out: &Path) -> Result<()> {
     let cache = run("go").words("env GOMODCACHE").text()?;
     let upstream = read(&Path::new(cache.trim()).join(format!("k8s.io/kubernetes@v{KUBERNETES}/go.mod")))?;
     let staging = KUBERNETES.replacen("1.", "0.", 1);
-    let mut module = format!("module clustertools\n\ngo 1.26\n\nrequire k8s.io/kubernetes v{KUBERNETES}\n\nreplace (\n");
+    let mut module =
+        format!("module clustertools\n\ngo 1.26\n\nrequire k8s.io/kubernetes v{KUBERNETES}\n\nreplace (\n");
     for line in upstream.lines() {
         if let Some((name, target)) = line.trim().split_once(" => ")
             && target.starts_with("./staging")
@@ -167,8 +174,15 @@ fn kubernetes(step: &Step, work: &Path, out: &Path) -> Result<()> {
     go().dir(work).words("mod tidy").done()?;
     step.announce("compile (about 4 minutes on two cores)");
     let stamp = "k8s.io/component-base/version";
-    let flags = format!("-s -w -X {stamp}.gitVersion=v{KUBERNETES} -X {stamp}.gitMajor=1 -X {stamp}.gitMinor={}", minor());
-    go().dir(work).words("build -ldflags").arg(flags).arg("-o").arg(format!("{}/", out.display())).args(&packages).done()
+    let flags =
+        format!("-s -w -X {stamp}.gitVersion=v{KUBERNETES} -X {stamp}.gitMajor=1 -X {stamp}.gitMinor={}", minor());
+    go().dir(work)
+        .words("build -ldflags")
+        .arg(flags)
+        .arg("-o")
+        .arg(format!("{}/", out.display()))
+        .args(&packages)
+        .done()
 }
 
 fn minor() -> &'static str {
@@ -177,7 +191,10 @@ fn minor() -> &'static str {
 
 fn etcd(step: &Step, work: &Path, out: &Path) -> Result<()> {
     let package = "go.etcd.io/etcd/server/v3";
-    write(&work.join("go.mod"), format!("module etcdtool\n\ngo 1.26\n\ntool {package}\n\nrequire {package} v{ETCD}\n"))?;
+    write(
+        &work.join("go.mod"),
+        format!("module etcdtool\n\ngo 1.26\n\ntool {package}\n\nrequire {package} v{ETCD}\n"),
+    )?;
     step.announce("download modules");
     go().dir(work).words("mod tidy").done()?;
     step.announce("compile");

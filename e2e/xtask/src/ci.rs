@@ -1,0 +1,117 @@
+//! Everything that CI runs, in order, with one sum at the end.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::cluster;
+use crate::demo;
+use crate::e2e::{self, Counts};
+use crate::error::{Context, Error, Result};
+use crate::exec::run;
+use crate::generate;
+use crate::packages::{self, Need};
+use crate::paths;
+use crate::ui::{Ui, seconds};
+
+/// Runs all of it on a cluster of its own. Returns the last line.
+pub fn test(ui: &Ui) -> Result<String> {
+    packages::require_root("test")?;
+    packages::ensure(ui, &[Need::Cluster, Need::Image, Need::Clients, Need::Index])?;
+    let mut counts = Counts::default();
+    let mut times = Vec::new();
+    let outcome = stages(ui, &mut counts, &mut times);
+    let begun = Instant::now();
+    let down = cluster::down(ui, &paths::cluster());
+    times.push(("cluster down", begun.elapsed()));
+    ui.line("");
+    for (stage, time) in &times {
+        ui.line(&format!("{:>14}  {stage}", seconds(*time)));
+    }
+    let summary = format!("{counts} in {}", seconds(ui.elapsed()));
+    match outcome.and(down) {
+        Err(e) => Err(Error::failed(format!("{e}\ntest: {summary}"))),
+        Ok(()) if counts.failed > 0 || counts.skipped > 0 => {
+            Err(Error::failed(format!("test: {summary}; none may fail or be skipped")))
+        }
+        Ok(()) => Ok(format!("test: {summary}")),
+    }
+}
+
+type Times = Vec<(&'static str, std::time::Duration)>;
+
+fn timed<T>(ui: &Ui, times: &mut Times, stage: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    ui.line(&format!("\n== {stage}"));
+    let begun = Instant::now();
+    let result = work();
+    times.push((stage, begun.elapsed()));
+    result
+}
+
+fn stages(ui: &Ui, counts: &mut Counts, times: &mut Times) -> Result<()> {
+    let root = paths::cluster();
+    let cargo = |words: &str| run("cargo").dir(&paths::repository()).words(words);
+    timed(ui, times, "format", || cargo("fmt --all --check").shown())?;
+    timed(ui, times, "clippy", || cargo("clippy --release --locked --workspace --all-targets -- -D warnings").shown())?;
+    timed(ui, times, "unit and integration tests", || cargo_test(counts))?;
+    timed(ui, times, "generated files", || generate::generate(ui, true).map(drop))?;
+    // What another run left must not be able to hide a fault of the set-up.
+    timed(ui, times, "cluster down", || cluster::down(ui, &root))?;
+    timed(ui, times, "cluster, images and end-to-end tests", || {
+        let result = e2e::run(ui, None)?;
+        *counts += result;
+        if result.failed > 0 { Err(Error::failed(format!("end-to-end tests: {result}"))) } else { Ok(()) }
+    })?;
+    timed(ui, times, "demonstration", || {
+        let line = demo::run(ui, &demo::Options { clean: true, ..demo::Options::default() })?;
+        ui.line(&line);
+        counts.passed += 1;
+        Ok(())
+    })
+}
+
+/// Runs all cargo tests, shows what they print, and adds up what they report.
+fn cargo_test(counts: &mut Counts) -> Result<()> {
+    let action = || "run cargo test".to_owned();
+    let mut child = Command::new("cargo")
+        .current_dir(paths::repository())
+        .args(["test", "--release", "--locked", "--workspace", "--no-fail-fast"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .doing(action)?;
+    let out = child.stdout.take().ok_or_else(|| Error::failed(action()))?;
+    let mut found = Counts::default();
+    for line in BufReader::new(out).lines() {
+        let line = line.doing(action)?;
+        println!("{line}");
+        if let Some(result) = counts_of(&line) {
+            found += result;
+        }
+    }
+    let status = child.wait().doing(action)?;
+    *counts += found;
+    if status.success() { Ok(()) } else { Err(Error::failed(format!("cargo test: {found}"))) }
+}
+
+/// What a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; ...` says.
+fn counts_of(line: &str) -> Option<Counts> {
+    let rest = line.strip_prefix("test result: ")?.split_once(". ")?.1;
+    let number = |kind: &str| -> Option<usize> {
+        rest.split("; ").find_map(|part| part.strip_suffix(kind)?.trim().parse().ok())
+    };
+    Some(Counts { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counts, counts_of};
+
+    #[test]
+    fn ignored_tests_count_as_skipped() {
+        let line = "test result: FAILED. 12 passed; 2 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.10s";
+        assert_eq!(counts_of(line), Some(Counts { passed: 12, failed: 2, skipped: 3 }));
+        assert_eq!(counts_of("test result: ok"), None);
+        assert_eq!(counts_of("running 3 tests"), None);
+    }
+}
