@@ -146,7 +146,7 @@ pub fn raise_descriptor_limit() -> Result<u64, RunError> {
 #[derive(Debug)]
 pub struct Volume {
     /// Held as long as the process lives: two processes never share a volume.
-    _lock: File,
+    pub lock: File,
     /// Folders.
     pub layout: Layout,
     /// Member slots.
@@ -186,7 +186,7 @@ pub fn open_volume(args: &RunArgs, settings: &Settings) -> Result<Volume, RunErr
     let record = record.started_at(clock::wall_ms(), settings.recovery.window_seconds * 1000);
     slots.write_both(&record)?;
     let layout = Layout::open(&args.data_dir)?;
-    Ok(Volume { _lock: lock, layout, slots, record })
+    Ok(Volume { lock, layout, slots, record })
 }
 
 fn has_prefixes(args: &RunArgs) -> bool {

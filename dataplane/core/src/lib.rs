@@ -12,8 +12,14 @@
 //!
 //! Invariant: everything here is a function of its arguments; time comes in as a value.
 
+pub mod acks;
 pub mod batch;
+pub mod budget;
+pub mod command;
+pub mod follower;
 pub mod history;
 pub mod member;
+pub mod resp;
+pub mod retention;
 pub mod types;
 pub mod value;

@@ -229,6 +229,20 @@ impl MemberRecord {
         Ok(Following::Start(Box::new(next)))
     }
 
+    /// Decides a promise to a reign that was met at the upstream; `None` if it is the promised one.
+    ///
+    /// # Errors
+    /// See [`OrderRefusal`]; nothing changes then.
+    pub fn promise(&self, reign: &Reign) -> Result<Option<Self>, OrderRefusal> {
+        self.check_reign(&self.store, self.data_uuid, reign)?;
+        if self.promised.as_ref() == Some(reign) {
+            return Ok(None);
+        }
+        let mut next = self.clone();
+        next.promised = Some(reign.clone());
+        Ok(Some(next))
+    }
+
     /// The record at a start of the process: counts the start unless the last stop was clean.
     #[must_use]
     pub fn started_at(&self, now_ms: u64, window_ms: u64) -> Self {

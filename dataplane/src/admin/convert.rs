@@ -1,9 +1,15 @@
 //! From the wire's words to the core's, with errors that name the field.
 
-use parovoz_dataplane_core::types::{BadUuid, DataUuid, Epoch, Mode, Reign};
+use parovoz_dataplane_core::types::{BadUuid, DataUuid, Epoch, Mode, PrefixUuid, Reign};
 use parovoz_proto::v1;
+use tonic::Status;
 
-use crate::store::Endpoint;
+use crate::clock;
+use crate::replication::ReplicationCtx;
+use crate::store::{Endpoint, Store};
+
+/// A hold that nobody renews must not fill the volume.
+const MAX_HOLD_SECONDS: u64 = 24 * 3600;
 
 /// Why an order can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -52,4 +58,48 @@ pub fn endpoint(endpoint: Option<&v1::Endpoint>) -> Result<Endpoint, ConvertErro
         client: endpoint.client_address.clone(),
         resp: endpoint.resp_address.clone(),
     })
+}
+
+fn held_prefix(store: &Store, name: &str) -> Result<Option<PrefixUuid>, Status> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let found = store.prefix(name.as_bytes());
+    found.map(|p| Some(p.uuid)).ok_or_else(|| Status::not_found(format!("hold: there is no prefix {name}")))
+}
+
+/// `delay_background`.
+///
+/// # Errors
+/// For an unknown prefix or a time out of bounds.
+pub fn hold(store: &Store, ctx: &ReplicationCtx, order: &v1::HoldRequest) -> Result<v1::HoldResponse, Status> {
+    let prefix = held_prefix(store, &order.prefix)?;
+    let seconds = if order.seconds == 0 { store.settings.load().hold_timeout_seconds } else { order.seconds };
+    if seconds > MAX_HOLD_SECONDS {
+        return Err(Status::invalid_argument(format!("hold: {seconds} s is more than {MAX_HOLD_SECONDS} s; renew it instead")));
+    }
+    ctx.holds.lock().delay(prefix, clock::boot_ms() + seconds * 1000);
+    Ok(holds(store, ctx))
+}
+
+/// `continue_background`.
+///
+/// # Errors
+/// For an unknown prefix.
+pub fn release(store: &Store, ctx: &ReplicationCtx, prefix: &str) -> Result<v1::HoldResponse, Status> {
+    ctx.holds.lock().continue_(held_prefix(store, prefix)?);
+    Ok(holds(store, ctx))
+}
+
+fn holds(store: &Store, ctx: &ReplicationCtx) -> v1::HoldResponse {
+    let now = clock::boot_ms();
+    let name = |uuid| store.prefix_by_uuid(uuid).map(|p| p.name.to_string()).unwrap_or_default();
+    let holds = ctx.holds.lock();
+    let all = holds.live(now).map(|h| v1::HoldInfo {
+        prefix: h.prefix.map(name).unwrap_or_default(),
+        owner: h.owner.to_string(),
+        after_sequence: h.after.0,
+        expires_in_seconds: h.expires_ms.saturating_sub(now) / 1000,
+    });
+    v1::HoldResponse { holds: all.collect() }
 }

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 use crate::logging::LogControl;
 use crate::member::report::{Reporter, position};
 use crate::member::{Member, MemberError};
-use crate::replication::{Follower, holds::Holds};
+use crate::replication::{Follower, ReplicationCtx};
 use crate::store::catalogue::Catalogue;
 use crate::store::{CreateError, Store};
 
@@ -39,8 +39,8 @@ pub struct AdminService {
     pub catalogue: Arc<Catalogue>,
     /// Reseeds.
     pub follower: Arc<Follower>,
-    /// Holds on WAL.
-    pub holds: Arc<Holds>,
+    /// Holds on WAL and acknowledgements.
+    pub replication: Arc<ReplicationCtx>,
     /// Log filter.
     pub logs: LogControl,
 }
@@ -150,11 +150,11 @@ impl Admin for AdminService {
 
     async fn hold(&self, request: Request<v1::HoldRequest>) -> Result<Response<v1::HoldResponse>, Status> {
         let order = request.into_inner();
-        convert::hold(&self.store, &self.holds, &order).map(Response::new)
+        convert::hold(&self.store, &self.replication, &order).map(Response::new)
     }
 
     async fn r#continue(&self, request: Request<v1::ContinueRequest>) -> Result<Response<v1::HoldResponse>, Status> {
-        convert::release(&self.store, &self.holds, &request.into_inner().prefix).map(Response::new)
+        convert::release(&self.store, &self.replication, &request.into_inner().prefix).map(Response::new)
     }
 
     async fn create_prefix(&self, request: Request<v1::PrefixRequest>) -> Result<Response<v1::PrefixResponse>, Status> {

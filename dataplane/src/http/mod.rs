@@ -1,6 +1,7 @@
 //! The HTTP port: `/metrics`, `/healthz`, `/readyz`.
 
 pub mod metrics;
+pub mod traffic;
 
 use std::sync::Arc;
 

@@ -3,18 +3,21 @@
 //! One owner: every change of role goes through [`Member`], under its lock, in the order *decide (pure) -> store, synced ->
 //! act*. A crash between two steps leaves a promise without an act, which is what a restart expects.
 
+pub mod hooks;
 pub mod report;
+pub mod state;
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use parovoz_dataplane_core::member::{Following, MemberRecord, OrderRefusal, Orders, Promotion};
-use parovoz_dataplane_core::types::{DataUuid, Reign, ReignRef, StoreUid};
+use parovoz_dataplane_core::member::{MemberRecord, OrderRefusal, Orders};
+use parovoz_dataplane_core::types::{DataUuid, Reign, StoreUid};
 
 use crate::config::Durability;
-use crate::disk::slots::{SlotError, Slots};
+use crate::disk::slots::SlotError;
 use crate::replication::Follower;
 use crate::run::FatalSwitch;
+use self::state::MemberState;
 use crate::store::catalogue::{Catalogue, CatalogueError};
 use crate::store::prefix::{CommitError, Prefix, PrefixPhase};
 use crate::store::{Endpoint, RoleView, Store};
@@ -44,21 +47,15 @@ pub enum MemberError {
     },
 }
 
-#[derive(Debug)]
-struct State {
-    slots: Slots,
-    record: MemberRecord,
-    /// The reign that this process leads.
-    leading: Option<ReignRef>,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Member {
     store: Arc<Store>,
     catalogue: Arc<Catalogue>,
     follower: Arc<Follower>,
-    state: Mutex<State>,
+    state: Arc<MemberState>,
+    /// Serializes orders. Never taken by replication's threads, so that stopping them under it can't dead-lock.
+    orders: Mutex<()>,
     fatal: FatalSwitch,
 }
 
@@ -69,27 +66,26 @@ impl Member {
         store: Arc<Store>,
         catalogue: Arc<Catalogue>,
         follower: Arc<Follower>,
-        slots: Slots,
-        record: MemberRecord,
+        state: Arc<MemberState>,
         fatal: FatalSwitch,
     ) -> Self {
-        Self { store, catalogue, follower, state: Mutex::new(State { slots, record, leading: None }), fatal }
+        Self { store, catalogue, follower, state, orders: Mutex::new(()), fatal }
     }
 
     /// What the slots hold.
     #[must_use]
     pub fn record(&self) -> MemberRecord {
-        self.state.lock().record.clone()
+        self.state.record()
     }
 
     /// Goes on as last ordered: a follower follows, a former primary waits, read-only, for a new promotion.
     pub fn resume_orders(&self) {
-        let state = self.state.lock();
-        let reign = state.record.promised.clone();
-        match (&state.record.orders, reign) {
+        let _orders = self.orders.lock();
+        let record = self.state.record();
+        match (record.orders, record.promised) {
             (Some(Orders::Follow { upstream, primary }), Some(reign)) => {
                 self.catalogue.expect();
-                self.start_following(reign, upstream.clone(), primary.clone());
+                self.start_following(reign, upstream, primary);
             }
             (_, reign) => self.store.set_role(RoleView { reign, ..RoleView::default() }),
         }
@@ -100,28 +96,22 @@ impl Member {
     /// # Errors
     /// See [`MemberError`]; a refusal changes nothing.
     pub fn promote(&self, store: &StoreUid, member: DataUuid, reign: &Reign) -> Result<(), MemberError> {
-        let mut state = self.state.lock();
-        let leading = state.leading == Some(reign.to_ref());
-        let next = match state.record.promote(store, member, reign, leading)? {
-            Promotion::AlreadyLeading => return Ok(()),
-            Promotion::Start(next) => next,
-        };
-        let blank = state.record.promised.is_none() && self.store.prefixes().by_uuid.is_empty();
+        let _orders = self.orders.lock();
+        let blank = self.state.record().promised.is_none() && self.store.prefixes().by_uuid.is_empty();
         if !blank {
             self.check_complete()?;
         }
-        state.slots.write_both(&next)?;
-        state.record = *next;
+        if !self.state.promote(store, member, reign)? {
+            return Ok(());
+        }
         self.follower.stop();
         if blank {
             self.catalogue.create_blank()?;
         }
-        let result = self.begin_epoch(reign);
-        if result.is_ok() {
-            state.leading = Some(reign.to_ref());
-            tracing::info!(epoch = %reign.epoch, reign_id = %reign.reign_id, "promoted: this member is the primary");
-        }
-        result
+        self.state.lead(reign)?;
+        self.begin_epoch(reign)?;
+        tracing::info!(epoch = %reign.epoch, reign_id = %reign.reign_id, "promoted: this member is the primary");
+        Ok(())
     }
 
     /// Lets this member follow an upstream. Blocks on the disk.
@@ -136,17 +126,10 @@ impl Member {
         upstream: Endpoint,
         primary: Endpoint,
     ) -> Result<(), MemberError> {
-        let mut state = self.state.lock();
-        let Following::Start(next) = state.record.follow(store, member, reign, upstream.clone(), primary.clone())? else {
+        let _orders = self.orders.lock();
+        if !self.state.follow(store, member, reign, upstream.clone(), primary.clone())? {
             return Ok(());
-        };
-        if next.promised == state.record.promised {
-            state.slots.write(&next)?;
-        } else {
-            state.slots.write_both(&next)?;
         }
-        state.record = *next;
-        state.leading = None;
         self.demote();
         self.catalogue.expect();
         tracing::info!(epoch = %reign.epoch, upstream = %upstream.replication, "following");
@@ -156,7 +139,7 @@ impl Member {
 
     /// Ends writing, makes everything durable and notes that the stop was clean. The last thing that a member does.
     pub fn stop(&self) {
-        let mut state = self.state.lock();
+        let _orders = self.orders.lock();
         self.follower.stop();
         self.demote();
         for prefix in self.store.prefixes().by_uuid.values() {
@@ -165,9 +148,7 @@ impl Member {
                 return;
             }
         }
-        let mut record = state.record.clone();
-        record.clean_stop = Some(boot_id());
-        if let Err(error) = state.slots.write(&record) {
+        if let Err(error) = self.state.stop_cleanly(boot_id()) {
             tracing::error!(%error, "clean stop not noted");
         }
     }
@@ -213,6 +194,9 @@ impl Member {
             PrefixPhase::Bootstrapping => Some(format!("prefix {} is being copied", p.name)),
             PrefixPhase::Stopped { reason } => Some(format!("prefix {} is stopped: {reason}", p.name)),
             _ if p.copy().is_none() => Some(format!("prefix {} has no copy", p.name)),
+            _ if self.state.floor(p.uuid).is_some_and(|floor| p.position_at(p.applied()) < floor) => {
+                Some(format!("prefix {} has not reached its floor again", p.name))
+            }
             PrefixPhase::Open | PrefixPhase::Streaming | PrefixPhase::Serving => None,
         })
     }

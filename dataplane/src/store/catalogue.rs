@@ -4,7 +4,7 @@
 //! `d/UUID` in one batch. Only an applied `d/` record ever takes a prefix away; absence means nothing.
 //!
 //! On a primary one thread creates and drops, so there is one writer. On a replica the apply thread of the catalogue calls
-//! [`Catalogue::applied`] for each batch *before* the batch is acknowledged.
+//! `Catalogue::apply_records` for each batch *before* the batch is acknowledged.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -158,19 +158,11 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    /// The catalogue's copy was exchanged (bootstrap): adds what it lists and detaches what it says was dropped.
-    ///
-    /// # Errors
-    /// See [`CatalogueError`].
-    pub fn installed(&self, catalogue: &Prefix) -> Result<(), CatalogueError> {
-        self.open_listed(catalogue)
-    }
-
     /// A batch was applied to the catalogue of this replica: makes and detaches what it says.
     ///
     /// # Errors
     /// See [`CatalogueError`].
-    pub fn applied(&self, bytes: &[u8]) -> Result<(), CatalogueError> {
+    pub(crate) fn apply_records(&self, bytes: &[u8]) -> Result<(), CatalogueError> {
         let malformed = |e: &dyn std::fmt::Display| CatalogueError::Malformed(e.to_string());
         for record in batch::records(bytes).map_err(|e| malformed(&e))? {
             if let Record::Put { family: DATA_FAMILY, key, value } = record.map_err(|e| malformed(&e))? {
@@ -345,7 +337,8 @@ impl Catalogue {
         Ok(())
     }
 
-    fn open_listed(&self, catalogue: &Prefix) -> Result<(), CatalogueError> {
+    /// Adds and opens what the catalogue lists and detaches what it says was dropped.
+    pub(crate) fn open_listed(&self, catalogue: &Prefix) -> Result<(), CatalogueError> {
         let Some(copy) = catalogue.copy() else { return Ok(()) };
         for change in list(&*copy.db).map_err(|cause| engine_error(catalogue, cause))? {
             match change? {

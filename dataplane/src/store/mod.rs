@@ -2,6 +2,7 @@
 
 pub mod catalogue;
 pub mod prefix;
+pub mod retention;
 pub mod ring;
 pub mod signal;
 

@@ -1,0 +1,307 @@
+//! The whole process: wires the parts, runs them until SIGTERM, stops them in the reverse order.
+
+mod parked;
+mod view;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parovoz_proto::v1;
+use parovoz_proto::v1::admin_server::AdminServer;
+use parovoz_proto::v1::store_server::StoreServer;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+use crate::admin::AdminService;
+use crate::config::{RunArgs, Settings};
+use crate::grpc::StoreService;
+use crate::logging::LogControl;
+use crate::member::Member;
+use crate::member::hooks::Hooks;
+use crate::member::report::Reporter;
+use crate::member::state::MemberState;
+use crate::replication::{Follower, ReplicationCtx};
+use crate::run::{FatalSwitch, RunError, STOP_DEADLINE, limits, listen, open_engine, open_volume, raise_descriptor_limit};
+use crate::shard::Shards;
+use crate::store::catalogue::Catalogue;
+use crate::store::{Endpoint, Store, retention};
+
+/// How long a stopping primary waits for its followers to have everything.
+const HAND_OVER: Duration = Duration::from_secs(3);
+/// Between two looks at the settings file, and between two passes of the pruner.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// Batches older than this leave the ring: followers that are so far behind read the WAL.
+const RING_AGE_MS: u64 = 60_000;
+
+/// Runs the member until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If a part can't be started. What a person must repair does not end the process but parks it, up and saying why.
+pub fn run(args: &RunArgs, logs: LogControl) -> Result<(), RunError> {
+    let main = runtime("main", 0)?;
+    let descriptors = raise_descriptor_limit()?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = %args.pod_name, descriptors, "starting");
+    match Parts::start(args, logs, main.handle()) {
+        Ok(parts) => main.block_on(parts.serve(args)),
+        Err(error) if parked::needs_a_person(&error) => main.block_on(parked::serve(args, &error)),
+        Err(error) => Err(error),
+    }
+}
+
+/// A runtime with one thread of its own; `niceness` above 0 lowers its priority.
+fn runtime(name: &'static str, niceness: i32) -> Result<Runtime, RunError> {
+    Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name(name)
+        .enable_all()
+        .on_thread_start(move || {
+            if niceness > 0 {
+                // Not allowed here means normal priority, which is fine.
+                let _ = rustix::process::nice(niceness);
+            }
+        })
+        .build()
+        .map_err(|cause| RunError::Thread { name, cause })
+}
+
+/// Everything that runs.
+struct Parts {
+    store: Arc<Store>,
+    member: Arc<Member>,
+    shards: Shards,
+    ctx: Arc<ReplicationCtx>,
+    admin: AdminService,
+    engine: Arc<dyn parovoz_engine::Engine>,
+    layout: crate::disk::layout::Layout,
+    client: Runtime,
+    bulk: Runtime,
+    replication: Runtime,
+    _volume_lock: std::fs::File,
+}
+
+fn event_loops(args: &RunArgs) -> usize {
+    match args.event_loops {
+        0 => std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 4),
+        n => n,
+    }
+}
+
+impl Parts {
+    fn start(args: &RunArgs, logs: LogControl, main: &Handle) -> Result<Self, RunError> {
+        let settings = args.config.as_deref().map_or_else(|| Ok(Settings::default()), Settings::read)?;
+        let volume = open_volume(args, &settings)?;
+        let fatal = FatalSwitch::abort();
+        let engine = open_engine(args)?;
+        let record = volume.record;
+        let store =
+            Arc::new(Store::new(record.store.clone(), record.data_uuid, limits(), settings, args.ring_bytes));
+        let loops = event_loops(args);
+        let catalogue = Catalogue::start(store.clone(), engine.clone(), volume.layout.clone(), loops, fatal.clone())
+            .map_err(|cause| RunError::Thread { name: "catalogue", cause })?;
+        let begin = Instant::now();
+        catalogue.open_all()?;
+        let prefixes = store.prefixes().by_uuid.len();
+        tracing::info!(prefixes, ms = begin.elapsed().as_millis(), data_uuid = %record.data_uuid, "volume opened");
+        store.set_creator(catalogue.clone());
+
+        let state = Arc::new(MemberState::new(volume.slots, record));
+        let hooks = Arc::new(Hooks { state: state.clone(), store: store.clone(), fatal: fatal.clone() });
+        let ctx = Arc::new(ReplicationCtx::new(
+            store.clone(),
+            engine.clone(),
+            Arc::new(volume.layout.clone()),
+            hooks,
+            catalogue.clone(),
+            advertise(args, &store),
+        ));
+        let replication = runtime("replication", 0)?;
+        let follower = Arc::new(Follower::new(ctx.clone(), replication.handle().clone()));
+        let member =
+            Arc::new(Member::new(store.clone(), catalogue.clone(), follower.clone(), state, fatal.clone()));
+        let shards = Shards::start(store.clone(), args, loops, fatal).map_err(|e| RunError::Loops(e.to_string()))?;
+        let reporter = Arc::new(Reporter {
+            store: store.clone(),
+            member: member.clone(),
+            layout: volume.layout.clone(),
+            replication: Arc::new(view::View { ctx: ctx.clone(), follower: follower.clone() }),
+            pod_name: args.pod_name.clone(),
+            process_id: uuid::Uuid::new_v4().to_string(),
+        });
+        let admin = AdminService {
+            store: store.clone(),
+            member: member.clone(),
+            reporter,
+            catalogue,
+            follower,
+            replication: ctx.clone(),
+            logs,
+        };
+        let _ = main;
+        Ok(Self {
+            store,
+            member,
+            shards,
+            ctx,
+            admin,
+            engine,
+            layout: volume.layout,
+            client: runtime("client", 0)?,
+            bulk: runtime("bulk", 10)?,
+            replication,
+            _volume_lock: volume.lock,
+        })
+    }
+
+    async fn serve(mut self, args: &RunArgs) -> Result<(), RunError> {
+        let (stop, stopping) = watch::channel(false);
+        let result = self.serve_until_signal(args, &stopping).await;
+        tracing::info!("stopping");
+        // Blocking from here on: nothing else runs on this thread any more.
+        let parts = tokio::task::spawn_blocking(move || {
+            self.shards.stop(STOP_DEADLINE);
+            hand_over(&self.ctx);
+            self.member.stop();
+            self
+        });
+        let parts = parts.await.map_err(|e| RunError::Loops(e.to_string()))?;
+        let _ = stop.send(true);
+        for runtime in [parts.client, parts.bulk, parts.replication] {
+            runtime.shutdown_background();
+        }
+        tracing::info!("stopped");
+        result
+    }
+
+    async fn serve_until_signal(&self, args: &RunArgs, stopping: &watch::Receiver<bool>) -> Result<(), RunError> {
+        let service = StoreService::new(self.store.clone(), self.shards.handle());
+        for (runtime, port) in [(&self.client, args.client_port), (&self.bulk, args.bulk_port)] {
+            let listener = listen(args, port).await?;
+            let server = StoreServer::new(service.clone()).max_decoding_message_size(self.store.limits.batch * 2);
+            let router = Server::builder().tcp_nodelay(true).add_service(server);
+            serve_router(runtime.handle(), router, listener, stopping.clone());
+        }
+        let listener = listen(args, args.replication_port).await?;
+        let (ctx, stopped) = (self.ctx.clone(), stopping.clone());
+        self.replication.spawn(async move { crate::replication::serve(ctx, listener, stopped).await });
+        let listener = listen(args, args.admin_port).await?;
+        let router = Server::builder().add_service(AdminServer::new(self.admin.clone()));
+        serve_router(&Handle::current(), router, listener, stopping.clone());
+        let listener = listen(args, args.http_port).await?;
+        let health = Arc::new(view::Probe::new(self.admin.reporter.clone(), self.engine.clone(), self.ctx.clone(), self.shards.handle()));
+        tokio::spawn(async move { axum::serve(listener, crate::http::router(health)).await });
+
+        self.member.resume_orders();
+        tracing::info!(resp = args.resp_port, client = args.client_port, "listening");
+        let housekeeping = tokio::spawn(housekeeping(
+            args.config.clone(),
+            self.store.clone(),
+            self.ctx.clone(),
+            self.layout.clone(),
+        ));
+        wait_for_signal().await;
+        housekeeping.abort();
+        Ok(())
+    }
+}
+
+fn advertise(args: &RunArgs, store: &Store) -> Endpoint {
+    let at = |port: u16| format!("{}:{port}", args.advertise_host);
+    Endpoint {
+        data_uuid: Some(store.data_uuid),
+        replication: at(args.replication_port),
+        client: at(args.client_port),
+        resp: at(args.resp_port),
+    }
+}
+
+fn serve_router(
+    on: &Handle,
+    router: tonic::transport::server::Router,
+    listener: tokio::net::TcpListener,
+    mut stopping: watch::Receiver<bool>,
+) {
+    on.spawn(async move {
+        let stopped = async move {
+            let _ = stopping.wait_for(|stop| *stop).await;
+        };
+        if let Err(error) = router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await {
+            tracing::error!(%error, "a server ended");
+        }
+    });
+}
+
+/// Waits, not for long, until every connected follower has everything: a planned stop then loses nothing.
+fn hand_over(ctx: &ReplicationCtx) {
+    let begin = Instant::now();
+    let behind = || view::follower_reports(ctx).iter().any(|f: &v1::FollowerReport| f.connected && f.lag_sequences > 0);
+    while behind() && begin.elapsed() < HAND_OVER {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+async fn wait_for_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        tracing::error!("signals can't be watched: only SIGKILL ends this process");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// Reads changed settings, prunes WAL and trims rings, now and then.
+async fn housekeeping(
+    config: Option<std::path::PathBuf>,
+    store: Arc<Store>,
+    ctx: Arc<ReplicationCtx>,
+    layout: crate::disk::layout::Layout,
+) {
+    let mut every = tokio::time::interval(HOUSEKEEPING);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let (config, store, ctx, layout) = (config.clone(), store.clone(), ctx.clone(), layout.clone());
+        let pass = tokio::task::spawn_blocking(move || {
+            reread_settings(config.as_deref(), &store);
+            prune(&store, &ctx, &layout);
+            let before = crate::clock::wall_ms().saturating_sub(RING_AGE_MS);
+            for prefix in store.prefixes().by_uuid.values() {
+                prefix.ring().trim(before);
+            }
+        });
+        if pass.await.is_err() {
+            return;
+        }
+    }
+}
+
+fn reread_settings(config: Option<&std::path::Path>, store: &Store) {
+    let Some(path) = config else { return };
+    match Settings::read(path) {
+        Ok(fresh) if **store.settings.load() != fresh => {
+            tracing::info!(hash = %fresh.hash(), "settings changed");
+            store.settings.store(Arc::new(fresh));
+            store.note_change();
+        }
+        Ok(_) => {}
+        Err(error) => tracing::error!(%error, "settings not taken, the ones before stay in effect"),
+    }
+}
+
+fn prune(store: &Store, ctx: &ReplicationCtx, layout: &crate::disk::layout::Layout) {
+    let total = match layout.space() {
+        Ok((_, total)) => total,
+        Err(error) => return tracing::error!(%error, "WAL not pruned"),
+    };
+    match retention::prune(store, total, &|prefix| ctx.oldest_needed(prefix)) {
+        Ok(pruned) if pruned.files > 0 => {
+            tracing::info!(files = pruned.files, bytes = pruned.bytes, cut_off = pruned.cut_off, "WAL pruned");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::error!(%error, "WAL not pruned"),
+    }
+}
