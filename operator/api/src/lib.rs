@@ -27,7 +27,9 @@ pub use store::{ReplicatedStore, ReplicatedStoreSpec};
 pub use template::{EnvVar, ImagePullPolicy, PodTemplate};
 pub use units::{ByteSize, ParseUnitError, TimeSpan};
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::CustomResourceExt;
 
 /// The API group of every resource defined here.
@@ -38,5 +40,27 @@ pub const VERSION: &str = "v1alpha1";
 /// Every custom resource definition, in the order in which they are installed.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![ReplicatedStore::crd(), StoreReign::crd()]
+    let mut crds = vec![ReplicatedStore::crd(), StoreReign::crd()];
+    for crd in &mut crds {
+        for schema in crd.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut()) {
+            if let Some(root) = &mut schema.open_api_v3_schema {
+                unwrap_descriptions(root);
+            }
+        }
+    }
+    crds
+}
+
+/// Join the lines of each description: they were broken for readers of the source, not of `kubectl explain`.
+fn unwrap_descriptions(schema: &mut JSONSchemaProps) {
+    if let Some(description) = &mut schema.description {
+        let paragraphs: Vec<_> = description.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect();
+        *description = paragraphs.join("\n\n");
+    }
+    for property in schema.properties.iter_mut().flat_map(|properties| properties.values_mut()) {
+        unwrap_descriptions(property);
+    }
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        unwrap_descriptions(items);
+    }
 }

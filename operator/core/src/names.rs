@@ -99,6 +99,12 @@ pub fn config(store: &str) -> String {
     format!("{store}-config")
 }
 
+/// Service account of the members. Not the bare name: a store called `default` must not take that account over.
+#[must_use]
+pub fn account(store: &str) -> String {
+    format!("{store}-members")
+}
+
 /// Host name of a member, the same for as long as the store lives.
 #[must_use]
 pub fn host(store: &str, namespace: &str, pod: &str) -> String {

@@ -345,6 +345,12 @@ impl Observed {
         self.pods.iter().find(|pod| pod.ordinal == ordinal)
     }
 
+    /// The decision record, if it is this store's and not a left-over of an earlier one of the same name.
+    #[must_use]
+    pub fn own_reign(&self) -> Option<&ReignFacts> {
+        self.reign.as_ref().filter(|reign| reign.spec.store_uid == self.store.uid)
+    }
+
     /// The volume claim of a member.
     #[must_use]
     pub fn claim(&self, ordinal: u32) -> Option<&ClaimFacts> {

@@ -1,0 +1,34 @@
+//! What members read and whom they run as.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+
+use crate::names;
+use crate::observed::StoreFacts;
+use crate::settings::Settings;
+
+/// The key of the file in the ConfigMap.
+pub(super) const CONFIG_FILE: &str = "config.json";
+
+/// The members' configuration file.
+#[must_use]
+pub fn config_map(store: &StoreFacts, settings: &Settings) -> ConfigMap {
+    // Numbers, two enums and a struct: there is nothing in it that could fail to become JSON.
+    let text = serde_json::to_string_pretty(&settings.member).unwrap_or_default();
+    ConfigMap {
+        metadata: super::owned_meta(store, names::config(&store.name)),
+        data: Some(BTreeMap::from([(CONFIG_FILE.to_owned(), text + "\n")])),
+        ..ConfigMap::default()
+    }
+}
+
+/// The account that members run as. Nothing is granted to it, and no token is mounted.
+#[must_use]
+pub fn service_account(store: &StoreFacts) -> ServiceAccount {
+    ServiceAccount {
+        metadata: super::owned_meta(store, names::account(&store.name)),
+        automount_service_account_token: Some(false),
+        ..ServiceAccount::default()
+    }
+}

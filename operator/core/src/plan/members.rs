@@ -1,0 +1,201 @@
+//! Which members there should be, and their pods and volume claims.
+
+use std::collections::BTreeSet;
+
+use parovoz_api::{DeletionPolicy, ReignPhase, WaitingReason};
+
+use super::{Context, Delete, DeleteKind, EventReason, Plan, Step};
+use crate::build::{self, Object};
+use crate::names::{self, MAX_MEMBERS};
+use crate::observed::{ClaimFacts, Contact, Observed, PodFacts, Report};
+use crate::settings::pod_hash;
+
+/// Ordinals of the members that the store should have. The primary is always among them: scaling down takes the highest
+/// of the others, scaling up the lowest that are free.
+#[must_use]
+pub fn target(observed: &Observed, replicas: u32) -> Vec<u32> {
+    let count = usize::try_from(replicas).unwrap_or(1);
+    let (mut members, primary) = listed(observed);
+    while members.len() > count {
+        let Some(last) = members.iter().rev().copied().find(|ordinal| Some(*ordinal) != primary) else { break };
+        members.remove(&last);
+    }
+    let mut free = (1..=MAX_MEMBERS).filter(|ordinal| !members.contains(ordinal)).collect::<Vec<_>>().into_iter();
+    while members.len() < count {
+        let Some(next) = free.next() else { break };
+        members.insert(next);
+    }
+    members.into_iter().collect()
+}
+
+/// The ordinals that the present reign lists, and its primary's. Empty before the first.
+pub(super) fn listed(observed: &Observed) -> (BTreeSet<u32>, Option<u32>) {
+    let Some(reign) = observed.own_reign() else { return (BTreeSet::new(), None) };
+    let current = &reign.spec.current;
+    if current.phase == ReignPhase::Forming {
+        return (BTreeSet::new(), None);
+    }
+    let ordinal = |name: &str| names::ordinal_of(&observed.store.name, name);
+    let members = current.members.iter().filter_map(|member| ordinal(&member.name)).collect();
+    let primary = current.members.iter().find(|member| member.data_uuid == current.primary);
+    (members, primary.and_then(|member| ordinal(&member.name)))
+}
+
+pub(super) fn plan(context: &Context<'_>, plan: &mut Plan) {
+    let mut stale = Vec::new();
+    for ordinal in kept(context) {
+        one(context, ordinal, plan, &mut stale);
+    }
+    restarts(context, &stale, plan);
+    leftovers(context, plan);
+}
+
+/// The members whose pods are kept up: those wanted and, while nobody leads, all that the reign lists, because each may
+/// have to be heard before anybody does.
+fn kept(context: &Context<'_>) -> BTreeSet<u32> {
+    let mut kept: BTreeSet<u32> = context.target.iter().copied().collect();
+    let leads = |pod: &PodFacts| {
+        context.observed.answer(pod.ordinal).is_some_and(|report| report.role == parovoz_api::MemberRole::Primary)
+    };
+    if !context.observed.pods.iter().any(leads) {
+        kept.extend(listed(context.observed).0);
+    }
+    kept
+}
+
+/// Bring the claim and the pod of one member about, one after the other: a pod is made for a claim that is known.
+fn one(context: &Context<'_>, ordinal: u32, plan: &mut Plan, stale: &mut Vec<u32>) {
+    let observed = context.observed;
+    let pod = observed.pod(ordinal);
+    if let Some(pod) = pod.filter(|pod| !pod.owned) {
+        let message = format!("pod {} belongs to somebody else and is in the way of a member", pod.name);
+        plan.wait(WaitingReason::ForeignObject, message, context.kubectl("delete pod", &pod.name));
+        return;
+    }
+    match observed.claim(ordinal) {
+        None => match pod {
+            None => plan.objects.push(Object::Claim(build::claim(&observed.store, ordinal))),
+            Some(pod) => release(context, pod, plan),
+        },
+        Some(claim) if claim.store_uid.as_deref() != Some(observed.store.uid.as_str()) => {
+            let message = format!(
+                "volume claim {} was made by another store: its data is not touched; delete it to begin with an empty volume",
+                claim.name
+            );
+            plan.wait(WaitingReason::ForeignClaim, message, context.kubectl("delete pvc", &claim.name));
+        }
+        Some(claim) if claim.deleting => {
+            if let Some(pod) = pod {
+                release(context, pod, plan);
+            }
+        }
+        Some(claim) => {
+            if claim_differs(context, claim) {
+                plan.objects.push(Object::Claim(build::claim(&observed.store, ordinal)));
+            }
+            match pod {
+                None => plan.objects.push(Object::Pod(build::pod(&observed.store, claim, &observed.default_image))),
+                Some(pod) => existing(context, pod, claim, plan, stale),
+            }
+        }
+    }
+}
+
+fn existing(context: &Context<'_>, pod: &PodFacts, claim: &ClaimFacts, plan: &mut Plan, stale: &mut Vec<u32>) {
+    if pod.deleting {
+        return;
+    }
+    if pod.claim_uid.as_deref() != Some(claim.uid.as_str()) {
+        release(context, pod, plan);
+    } else if pod.ended {
+        plan.event(true, EventReason::PodEnded, format!("{} has ended and is made anew", pod.name));
+        plan.deletes.push(delete_pod(pod));
+    } else if pod.pod_hash.as_deref() != Some(pod_hash(&context.observed.store.spec).as_str()) {
+        stale.push(pod.ordinal);
+    }
+    let said = context.observed.contacts.get(&pod.name).and_then(Contact::fresh);
+    if let Some(report) = said.filter(|report| !report.store_uid.is_empty() && report.store_uid != context.observed.store.uid) {
+        let message = format!(
+            "the volume of {} holds data of another store ({}): it is not touched; delete its claim to begin with an empty volume",
+            pod.name, report.store_uid
+        );
+        plan.wait(WaitingReason::ForeignClaim, message, context.kubectl("delete pvc", &claim.name));
+    }
+}
+
+/// Let go of a pod whose volume claim is gone or going, so that both can be made anew. Not the primary's: it may hold
+/// what nobody else has, and its going is a decision for a person.
+fn release(context: &Context<'_>, pod: &PodFacts, plan: &mut Plan) {
+    if pod.deleting {
+        return;
+    }
+    if listed(context.observed).1 == Some(pod.ordinal) {
+        let message = format!(
+            "the volume claim of the primary {} is gone or being deleted: the pod still holds the volume and is left alone. Deleting it loses the volume, and with it what no replica has yet",
+            pod.name
+        );
+        plan.wait(WaitingReason::NobodyEligible, message, context.kubectl("delete pod", &pod.name));
+        return;
+    }
+    let note = format!("the volume claim of {} is gone or being deleted: the member is made anew with an empty volume", pod.name);
+    plan.event(true, EventReason::VolumeLost, note);
+    plan.deletes.push(delete_pod(pod));
+}
+
+fn claim_differs(context: &Context<'_>, claim: &ClaimFacts) -> bool {
+    let wants_owner = match context.observed.store.spec.deletion_policy {
+        DeletionPolicy::Retain => false,
+        DeletionPolicy::Delete => true,
+    };
+    claim.owned != wants_owner || claim.requested_bytes.is_some_and(|bytes| bytes < context.settings.storage_bytes)
+}
+
+fn restarts(context: &Context<'_>, stale: &[u32], plan: &mut Plan) {
+    let primary = listed(context.observed).1;
+    // Replicas first, the primary last.
+    let mut order: Vec<u32> = stale.to_vec();
+    order.sort_by_key(|ordinal| (Some(*ordinal) == primary, *ordinal));
+    let Some(first) = order.first().copied() else { return };
+    let names: Vec<_> = order.iter().map(|ordinal| context.name(*ordinal)).collect();
+    let message = format!(
+        "image or template changed: these pods run with the old settings until they are deleted, one after the other in this order: {}",
+        names.join(", ")
+    );
+    plan.wait(WaitingReason::RestartNeeded, message, context.kubectl("delete pod", &context.name(first)));
+}
+
+/// Pods and claims that are not wanted any more and that the reign on record does not list.
+fn leftovers(context: &Context<'_>, plan: &mut Plan) {
+    let observed = context.observed;
+    let (members, _) = listed(observed);
+    let serving = observed.own_reign().is_some_and(|reign| reign.spec.current.phase == ReignPhase::Serving);
+    let unwanted = |ordinal: u32| !context.target.contains(&ordinal) && !members.contains(&ordinal);
+    if plan.step.is_some() || plan.reign_write.is_some() {
+        return;
+    }
+    let mut pods: Vec<_> = observed.pods.iter().filter(|pod| unwanted(pod.ordinal) && pod.owned).collect();
+    pods.sort_by_key(|pod| std::cmp::Reverse(pod.ordinal));
+    if let Some(pod) = pods.iter().find(|pod| !pod.deleting) {
+        // Before the first reign only a member that says it is empty may go: the record may have been lost.
+        if serving || observed.answer(pod.ordinal).is_some_and(Report::blank) {
+            plan.event(false, EventReason::MemberRemoved, format!("{} is removed: fewer members were asked for", pod.name));
+            plan.deletes.push(delete_pod(pod));
+            plan.step = Some(Step::RemovePod(pod.name.clone()));
+        }
+        return;
+    }
+    if serving && observed.store.spec.deletion_policy == DeletionPolicy::Delete {
+        let gone = |ordinal: u32| observed.pod(ordinal).is_none();
+        let ours = |claim: &&ClaimFacts| claim.store_uid.as_deref() == Some(observed.store.uid.as_str());
+        for claim in observed.claims.iter().filter(ours) {
+            if unwanted(claim.ordinal) && gone(claim.ordinal) && !claim.deleting {
+                let delete = Delete { kind: DeleteKind::Claim, name: claim.name.clone(), uid: claim.uid.clone() };
+                plan.deletes.push(delete);
+            }
+        }
+    }
+}
+
+fn delete_pod(pod: &PodFacts) -> Delete {
+    Delete { kind: DeleteKind::Pod, name: pod.name.clone(), uid: pod.uid.clone() }
+}

@@ -1,0 +1,261 @@
+//! From an observation to a plan.
+//!
+//! One plan holds at most one topology step and at most one promotion. Orders are always given under the reign that the
+//! plan itself writes, or under the one already on record: the executor writes the record first and sends no order if
+//! the swap fails.
+
+mod election;
+mod labels;
+mod members;
+mod orders;
+mod record;
+mod reign;
+
+use std::time::Duration;
+
+use parovoz_api::{FailoverReceipt, StoreReignSpec, Waiting, WaitingReason};
+
+pub use labels::RoleLabels;
+pub use members::target;
+pub use orders::{Endpoint, Order, OrderKind};
+
+use crate::build::{self, Object};
+use crate::observed::Observed;
+use crate::settings::Settings;
+
+/// How soon to look again after something was changed.
+pub const SOON: Duration = Duration::from_secs(1);
+/// How soon to look again while something waits.
+pub const WHILE_WAITING: Duration = Duration::from_secs(3);
+/// How soon to look again when there is nothing to do. Never never: a missed event must not stall a store.
+pub const WHEN_SETTLED: Duration = Duration::from_secs(30);
+
+/// What should be done now. It leaves its executor no choices.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Objects that differ from what they should be, in the order in which they are applied.
+    pub objects: Vec<Object>,
+    /// Pods and claims to delete.
+    pub deletes: Vec<Delete>,
+    /// Role labels that differ from what they should be; those that take the primary's label away come first.
+    pub labels: Vec<RoleLabels>,
+    /// The new content of the decision record. Swapped before any order is sent.
+    pub reign_write: Option<ReignWrite>,
+    /// Orders to members.
+    pub orders: Vec<Order>,
+    /// The one topology step that this plan takes.
+    pub step: Option<Step>,
+    /// Why anything waits, and the command that helps.
+    pub waiting: Vec<Waiting>,
+    /// What happened, for people.
+    pub events: Vec<Event>,
+    /// The receipt of an unplanned change of primary that this plan begins.
+    pub failover: Option<FailoverReceipt>,
+    /// Ordinals of the members that the store should have.
+    pub target: Vec<u32>,
+    /// Why the specification cannot be carried out at all. Terminal until it changes.
+    pub invalid: Option<String>,
+    /// When to look again, whatever else happens.
+    pub requeue_after: Duration,
+}
+
+/// A deletion, bound to the object that was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delete {
+    /// What kind of object.
+    pub kind: DeleteKind,
+    /// metadata.name
+    pub name: String,
+    /// metadata.uid; an object of the same name made since is left alone.
+    pub uid: String,
+}
+
+/// What may be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeleteKind {
+    /// A member's pod.
+    Pod,
+    /// A member's volume claim.
+    Claim,
+}
+
+/// A swap of the decision record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReignWrite {
+    /// The version that must still be the present one; None if there must be no record yet.
+    pub expected: Option<String>,
+    /// The new content.
+    pub spec: StoreReignSpec,
+}
+
+/// One change of who belongs to the store or who leads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The members of the first reign are listed.
+    Form,
+    /// A member is to lead: the first, the same again, or another.
+    Lead,
+    /// The members of the reign change.
+    ChangeMembers,
+    /// A pod that no reign lists any more goes.
+    RemovePod(String),
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// True if somebody may have to act.
+    pub warning: bool,
+    /// What, as one word of a closed list.
+    pub reason: EventReason,
+    /// What, for people.
+    pub note: String,
+}
+
+/// What happened, as one word of a closed list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventReason {
+    /// The first reign was begun.
+    FirstReign,
+    /// The same member leads again after its process was started anew.
+    PrimaryRestarted,
+    /// Another member leads.
+    PrimaryReplaced,
+    /// The members of the reign changed.
+    MembersChanged,
+    /// Mode or minSyncReplicas changed.
+    SettingsChanged,
+    /// The decision record was rebuilt from the members.
+    RecordRebuilt,
+    /// The primary serves.
+    PrimaryServing,
+    /// A pod is deleted so that it is made anew with a new volume.
+    VolumeLost,
+    /// A pod that had ended is deleted so that it is made anew.
+    PodEnded,
+    /// A pod is removed because fewer members were asked for.
+    MemberRemoved,
+    /// A condition of the store changed.
+    ConditionChanged,
+}
+
+impl EventReason {
+    /// The word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::FirstReign => "FirstReign",
+            Self::PrimaryRestarted => "PrimaryRestarted",
+            Self::PrimaryReplaced => "PrimaryReplaced",
+            Self::MembersChanged => "MembersChanged",
+            Self::SettingsChanged => "SettingsChanged",
+            Self::RecordRebuilt => "RecordRebuilt",
+            Self::PrimaryServing => "PrimaryServing",
+            Self::VolumeLost => "VolumeLost",
+            Self::PodEnded => "PodEnded",
+            Self::MemberRemoved => "MemberRemoved",
+            Self::ConditionChanged => "ConditionChanged",
+        }
+    }
+}
+
+impl Plan {
+    /// True if it asks for nothing to be changed.
+    #[must_use]
+    pub fn changes_nothing(&self) -> bool {
+        self.objects.is_empty()
+            && self.deletes.is_empty()
+            && self.labels.is_empty()
+            && self.reign_write.is_none()
+            && self.orders.is_empty()
+    }
+
+    pub(crate) fn wait(&mut self, reason: WaitingReason, message: String, command: Option<String>) {
+        self.waiting.push(Waiting { reason, message, command });
+    }
+
+    fn event(&mut self, warning: bool, reason: EventReason, note: String) {
+        self.events.push(Event { warning, reason, note });
+    }
+}
+
+/// What every part of the planner sees.
+struct Context<'a> {
+    observed: &'a Observed,
+    settings: &'a Settings,
+    target: &'a [u32],
+}
+
+impl Context<'_> {
+    fn name(&self, ordinal: u32) -> String {
+        crate::names::member(&self.observed.store.name, ordinal)
+    }
+
+    fn ordinal(&self, name: &str) -> Option<u32> {
+        crate::names::ordinal_of(&self.observed.store.name, name)
+    }
+
+    /// `kubectl VERB -n NAMESPACE REST`
+    fn kubectl(&self, verb: &str, rest: &str) -> Option<String> {
+        Some(format!("kubectl {verb} -n {} {rest}", self.observed.store.namespace))
+    }
+}
+
+/// Decide what to do about one store.
+#[must_use]
+pub fn plan(observed: &Observed) -> Plan {
+    let mut plan = Plan { requeue_after: WHEN_SETTLED, ..Plan::default() };
+    if observed.store.deleting {
+        // Everything is owned and goes by itself; volumes stay or go as the policy said while they were made.
+        return plan;
+    }
+    let settings = match Settings::parse(&observed.store.spec) {
+        Ok(settings) => settings,
+        Err(error) => {
+            plan.invalid = Some(error.to_string());
+            return plan;
+        }
+    };
+    plan.target = target(observed, settings.replicas);
+    if observed.store.spec.paused {
+        let command = format!(
+            "kubectl patch rstore -n {} {} --type merge -p '{{\"spec\":{{\"paused\":false}}}}'",
+            observed.store.namespace, observed.store.name
+        );
+        plan.wait(WaitingReason::Paused, "spec.paused is true: nothing is changed".into(), Some(command));
+        return plan;
+    }
+    plain(observed, &settings, &mut plan);
+    let target = plan.target.clone();
+    let context = Context { observed, settings: &settings, target: &target };
+    let record = reign::decide(&context, &mut plan);
+    members::plan(&context, &mut plan);
+    if let Some(record) = &record {
+        plan.orders = orders::orders(&context, record);
+    }
+    if let Some(record) = record.as_ref().or(observed.own_reign().map(|reign| &reign.spec.current)) {
+        plan.labels = labels::labels(&context, record);
+    }
+    plan.requeue_after = if !plan.changes_nothing() {
+        SOON
+    } else if plan.waiting.is_empty() && all_answer(&context) {
+        WHEN_SETTLED
+    } else {
+        WHILE_WAITING
+    };
+    plan
+}
+
+fn all_answer(context: &Context<'_>) -> bool {
+    context.target.iter().all(|ordinal| context.observed.answer(*ordinal).is_some())
+}
+
+fn plain(observed: &Observed, settings: &Settings, plan: &mut Plan) {
+    for (key, object) in build::plain_objects(&observed.store, settings) {
+        let present = observed.objects.get(&key);
+        let wanted = build::to_value(&object).unwrap_or_default();
+        if !present.is_some_and(|present| build::contains(present, &wanted)) {
+            plan.objects.push(object);
+        }
+    }
+}
