@@ -133,7 +133,11 @@ impl Record<'_> {
     #[must_use]
     pub const fn takes_sequence(&self) -> bool {
         match self {
-            Self::Put { .. } | Self::Delete { .. } | Self::SingleDelete { .. } | Self::DeleteRange { .. } | Self::Merge { .. } => true,
+            Self::Put { .. }
+            | Self::Delete { .. }
+            | Self::SingleDelete { .. }
+            | Self::DeleteRange { .. }
+            | Self::Merge { .. } => true,
             Self::LogData(_) | Self::Noop => false,
         }
     }
@@ -237,16 +241,20 @@ impl<'a> Reader<'a> {
     fn record(&mut self) -> Result<Record<'a>, BatchError> {
         let tag = self.byte()?;
         let family = match tag {
-            TAG_FAMILY_DELETION | TAG_FAMILY_VALUE | TAG_FAMILY_MERGE | TAG_FAMILY_SINGLE_DELETION | TAG_FAMILY_RANGE_DELETION => {
-                self.number()?
-            }
+            TAG_FAMILY_DELETION
+            | TAG_FAMILY_VALUE
+            | TAG_FAMILY_MERGE
+            | TAG_FAMILY_SINGLE_DELETION
+            | TAG_FAMILY_RANGE_DELETION => self.number()?,
             _ => DATA_FAMILY,
         };
         Ok(match tag {
             TAG_VALUE | TAG_FAMILY_VALUE => Record::Put { family, key: self.slice()?, value: self.slice()? },
             TAG_DELETION | TAG_FAMILY_DELETION => Record::Delete { family, key: self.slice()? },
             TAG_SINGLE_DELETION | TAG_FAMILY_SINGLE_DELETION => Record::SingleDelete { family, key: self.slice()? },
-            TAG_RANGE_DELETION | TAG_FAMILY_RANGE_DELETION => Record::DeleteRange { family, from: self.slice()?, to: self.slice()? },
+            TAG_RANGE_DELETION | TAG_FAMILY_RANGE_DELETION => {
+                Record::DeleteRange { family, from: self.slice()?, to: self.slice()? }
+            }
             TAG_MERGE | TAG_FAMILY_MERGE => Record::Merge { family, key: self.slice()?, operand: self.slice()? },
             TAG_LOG_DATA => Record::LogData(self.slice()?),
             TAG_NOOP => Record::Noop,

@@ -28,7 +28,9 @@ pub(crate) fn check(bytes: &[u8]) -> Result<Checked> {
     let mut checked = Checked { count: records.header().count, meta: false };
     for record in records {
         match record.map_err(bad)? {
-            Record::Put { family: number, .. } | Record::Delete { family: number, .. } | Record::SingleDelete { family: number, .. } => {
+            Record::Put { family: number, .. }
+            | Record::Delete { family: number, .. }
+            | Record::SingleDelete { family: number, .. } => {
                 checked.meta |= family(number)? == Family::Meta;
             }
             Record::DeleteRange { family: number, from, to } => {
@@ -37,7 +39,9 @@ pub(crate) fn check(bytes: &[u8]) -> Result<Checked> {
                     return Err(EngineError::BadBatch { cause: "range deletion ends before it begins".to_owned() });
                 }
             }
-            Record::Merge { .. } => return Err(EngineError::BadBatch { cause: "merge records are not used here".to_owned() }),
+            Record::Merge { .. } => {
+                return Err(EngineError::BadBatch { cause: "merge records are not used here".to_owned() });
+            }
             Record::LogData(_) | Record::Noop => {}
         }
     }

@@ -43,7 +43,10 @@ impl MemoryDatabase {
         if disk.serves(self.generation) {
             Ok(disk)
         } else {
-            Err(EngineError::Io { action: action.to_owned(), cause: "the machine crashed since it was opened".to_owned() })
+            Err(EngineError::Io {
+                action: action.to_owned(),
+                cause: "the machine crashed since it was opened".to_owned(),
+            })
         }
     }
 }

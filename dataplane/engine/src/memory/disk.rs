@@ -52,13 +52,18 @@ impl Image {
                 Record::DeleteRange { family, from, to } => {
                     let rows = self.rows_mut(family)?;
                     let range = (Bound::Included(from), Bound::Excluded(to));
-                    let gone: Vec<Bytes> =
-                        if from < to { rows.range::<[u8], _>(range).map(|(key, _)| key.clone()).collect() } else { Vec::new() };
+                    let gone: Vec<Bytes> = if from < to {
+                        rows.range::<[u8], _>(range).map(|(key, _)| key.clone()).collect()
+                    } else {
+                        Vec::new()
+                    };
                     for key in gone {
                         rows.remove(&key);
                     }
                 }
-                Record::Merge { .. } => return Err(EngineError::BadBatch { cause: "merge records are not used here".to_owned() }),
+                Record::Merge { .. } => {
+                    return Err(EngineError::BadBatch { cause: "merge records are not used here".to_owned() });
+                }
                 Record::LogData(_) | Record::Noop => {}
             }
         }
@@ -284,6 +289,10 @@ impl Disk {
 
     /// Bytes of keys and values.
     pub(super) fn row_bytes(&self) -> u64 {
-        [&self.now.data, &self.now.meta].iter().flat_map(|rows| rows.iter()).map(|(key, value)| (key.len() + value.len()) as u64).sum()
+        [&self.now.data, &self.now.meta]
+            .iter()
+            .flat_map(|rows| rows.iter())
+            .map(|(key, value)| (key.len() + value.len()) as u64)
+            .sum()
     }
 }

@@ -84,7 +84,10 @@ impl MemoryEngine {
     pub fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         let mut disks = self.disks.lock();
         if disks.contains_key(to) {
-            return Err(EngineError::Io { action: format!("rename to {}", to.display()), cause: "it exists".to_owned() });
+            return Err(EngineError::Io {
+                action: format!("rename to {}", to.display()),
+                cause: "it exists".to_owned(),
+            });
         }
         let disk = disks.remove(from).ok_or_else(|| missing(from))?;
         disks.insert(to.to_owned(), disk);
@@ -121,7 +124,10 @@ impl Engine for MemoryEngine {
         let mut disks = self.disks.lock();
         let Some(disk) = disks.get(dir) else { return Ok(()) };
         if disk.lock().is_open() {
-            return Err(EngineError::Io { action: format!("destroy database {}", dir.display()), cause: "it is open".to_owned() });
+            return Err(EngineError::Io {
+                action: format!("destroy database {}", dir.display()),
+                cause: "it is open".to_owned(),
+            });
         }
         disks.remove(dir);
         Ok(())

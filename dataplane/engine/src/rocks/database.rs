@@ -35,7 +35,9 @@ impl Core {
             Family::Data => DATA,
             Family::Meta => META,
         };
-        self.db.cf_handle(name).ok_or_else(|| EngineError::Io { action: format!("find family {name}"), cause: "it is missing".to_owned() })
+        self.db
+            .cf_handle(name)
+            .ok_or_else(|| EngineError::Io { action: format!("find family {name}"), cause: "it is missing".to_owned() })
     }
 
     pub(super) fn logical(&self, own: u64) -> Sequence {
@@ -101,7 +103,10 @@ pub(super) struct RocksDatabase {
 
 impl fmt::Debug for RocksDatabase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RocksDatabase").field("dir", &self.core.dir).field("offset", &self.core.offset).finish_non_exhaustive()
+        f.debug_struct("RocksDatabase")
+            .field("dir", &self.core.dir)
+            .field("offset", &self.core.offset)
+            .finish_non_exhaustive()
     }
 }
 
@@ -193,7 +198,10 @@ impl Database for RocksDatabase {
         db.write_opt(WriteBatch::from_data(batch), options).map_err(|error| write_error("write batch", error))?;
         let after = db.latest_sequence_number();
         if after != before + u64::from(checked.count) {
-            let cause = format!("sequence went from {before} to {after} by {} records: somebody else writes too", checked.count);
+            let cause = format!(
+                "sequence went from {before} to {after} by {} records: somebody else writes too",
+                checked.count
+            );
             return Err(EngineError::WriteFailed { action: "write batch".to_owned(), cause });
         }
         self.after_write(batch.len() as u64, checked.meta);
@@ -252,6 +260,9 @@ impl Database for RocksDatabase {
     }
 
     fn disk_bytes(&self) -> u64 {
-        [Family::Data, Family::Meta].into_iter().map(|family| self.core.number(family, properties::TOTAL_SST_FILES_SIZE)).sum()
+        [Family::Data, Family::Meta]
+            .into_iter()
+            .map(|family| self.core.number(family, properties::TOTAL_SST_FILES_SIZE))
+            .sum()
     }
 }

@@ -20,7 +20,9 @@ pub(super) fn write_error(action: &str, error: Error) -> EngineError {
         // The batch was checked before: this is what a background job found and RocksDB now answers to every write.
         ErrorKind::Corruption => EngineError::Corruption { action, cause },
         // Refused before anything was written.
-        ErrorKind::Busy | ErrorKind::TimedOut | ErrorKind::TryAgain | ErrorKind::Incomplete => EngineError::Busy { action, cause },
+        ErrorKind::Busy | ErrorKind::TimedOut | ErrorKind::TryAgain | ErrorKind::Incomplete => {
+            EngineError::Busy { action, cause }
+        }
         ErrorKind::NotFound
         | ErrorKind::NotSupported
         | ErrorKind::InvalidArgument
@@ -54,7 +56,9 @@ fn of_kind(action: &str, kind: ErrorKind, cause: String) -> EngineError {
     }
     match kind {
         ErrorKind::Corruption => EngineError::Corruption { action, cause },
-        ErrorKind::Busy | ErrorKind::TimedOut | ErrorKind::TryAgain | ErrorKind::Incomplete => EngineError::Busy { action, cause },
+        ErrorKind::Busy | ErrorKind::TimedOut | ErrorKind::TryAgain | ErrorKind::Incomplete => {
+            EngineError::Busy { action, cause }
+        }
         ErrorKind::NotFound
         | ErrorKind::NotSupported
         | ErrorKind::InvalidArgument

@@ -15,6 +15,13 @@ pub(super) fn disable_preallocation(options: &mut Options) {
     unsafe { c::rocksdb_options_set_allow_fallocate(options.as_raw_ptr(), 0) }
 }
 
+/// Makes each WAL file name its predecessor's number, length and last sequence, and recovery check them. Without, a file
+/// that lost its end exactly at a record is taken for whole, and its successor is applied over the hole.
+pub(super) fn verify_wal_order(options: &mut Options) {
+    // SAFETY: as above.
+    unsafe { c::rocksdb_options_set_track_and_verify_wals(options.as_raw_ptr(), 1) }
+}
+
 /// The number by which batches name the family.
 pub(super) fn family_number(family: &ColumnFamily) -> u32 {
     // SAFETY: the handle lives as long as the `ColumnFamily` that is borrowed; the call only reads it.

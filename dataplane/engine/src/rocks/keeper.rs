@@ -108,7 +108,8 @@ impl Registry {
     /// The database with the largest memtables that does not flush already.
     fn largest(&self) -> Option<u64> {
         let open = self.open.lock();
-        let sizes = open.databases.iter().filter_map(|(id, core)| core.upgrade().map(|core| (core.unflushed_bytes(), *id)));
+        let sizes =
+            open.databases.iter().filter_map(|(id, core)| core.upgrade().map(|core| (core.unflushed_bytes(), *id)));
         sizes.filter(|(bytes, _)| *bytes >= SMALL).max().map(|(_, id)| id)
     }
 }

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, Env, LogLevel, Options, WriteBufferManager,
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, Env, LogLevel, Options,
+    WriteBufferManager,
 };
 
-use super::{ffi, expiry};
+use super::{expiry, ffi};
 use crate::{EngineError, Result};
 
 const MIB: usize = 1 << 20;
@@ -67,7 +68,8 @@ impl Shared {
     pub(super) fn new(settings: &RocksSettings) -> Result<Self> {
         let cache = Cache::new_lru_cache(settings.block_cache_bytes);
         let memtables = WriteBufferManager::new_write_buffer_manager(settings.memtable_bytes, false);
-        let mut env = Env::new().map_err(|error| EngineError::Io { action: "make environment".to_owned(), cause: error.into_string() })?;
+        let mut env = Env::new()
+            .map_err(|error| EngineError::Io { action: "make environment".to_owned(), cause: error.into_string() })?;
         env.set_background_threads(settings.background_threads.max(1));
         env.set_high_priority_background_threads((settings.background_threads / 2).max(1));
         Ok(Self {
@@ -88,7 +90,10 @@ impl Shared {
 
     /// Its families, in the order that gives `meta` the number 1.
     pub(super) fn families(&self) -> [ColumnFamilyDescriptor; 2] {
-        [ColumnFamilyDescriptor::new(super::DATA, self.data.clone()), ColumnFamilyDescriptor::new(super::META, self.meta.clone())]
+        [
+            ColumnFamilyDescriptor::new(super::DATA, self.data.clone()),
+            ColumnFamilyDescriptor::new(super::META, self.meta.clone()),
+        ]
     }
 
     /// Removes the files of a database that is closed.
@@ -117,6 +122,7 @@ fn database_options(settings: &RocksSettings, env: &Env, memtables: &WriteBuffer
     options.set_wal_size_limit_mb(0);
     options.set_manual_wal_flush(false);
     options.set_max_total_wal_size(256 << 20);
+    ffi::verify_wal_order(&mut options);
     ffi::disable_preallocation(&mut options);
 
     // One thread writes to a database at a time, in order.

@@ -57,7 +57,11 @@ impl<'a> RocksUpdates<'a> {
                     if header.sequence == self.last + 1 {
                         return self.give(bytes, header).map(Some);
                     }
-                    let next = if header.sequence > self.last { header.sequence } else { header.sequence + u64::from(header.count) };
+                    let next = if header.sequence > self.last {
+                        header.sequence
+                    } else {
+                        header.sequence + u64::from(header.count)
+                    };
                     self.retry_or(|updates| updates.gap(updates.core.logical(next)))?;
                 }
                 // Records are missing though the database has them.
@@ -153,7 +157,12 @@ fn locate(core: &Core, file: &ListedWal) -> Result<Option<(PathBuf, bool, System
         match fs::metadata(&path).and_then(|metadata| metadata.modified()) {
             Ok(modified) => return Ok(Some((path, archived, modified))),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(EngineError::Io { action: format!("look at {}", path.display()), cause: error.to_string() }),
+            Err(error) => {
+                return Err(EngineError::Io {
+                    action: format!("look at {}", path.display()),
+                    cause: error.to_string(),
+                });
+            }
         }
     }
     Ok(None)
