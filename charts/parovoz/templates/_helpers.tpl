@@ -61,7 +61,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* What the operator may do to stores and what it makes for them. */}}
+{{/* What the operator may do to stores and what it makes for them; no more than it asks for. */}}
 {{- define "parovoz.rules" -}}
 # Stores: their specification is the users', so it is only read.
 - apiGroups: [parovoz.dev]
@@ -69,23 +69,26 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   verbs: [get, list, watch]
 - apiGroups: [parovoz.dev]
   resources: [replicatedstores/status]
-  verbs: [get, patch, update]
+  verbs: [patch]
 # Owner references that block deletion need this where the API server enforces it.
 - apiGroups: [parovoz.dev]
   resources: [replicatedstores/finalizers]
   verbs: [update]
-# The decision record: written by the operator only.
+# The decision record: written by the operator only, by compare-and-swap. It goes with its store, by owner reference.
 - apiGroups: [parovoz.dev]
   resources: [storereigns]
-  verbs: [get, list, watch, create, update, patch, delete]
-# What a store is made of.
+  verbs: [get, create, update]
+# Members. Only they are ever deleted; the rest goes with the store.
 - apiGroups: [""]
-  resources: [pods, persistentvolumeclaims, services, configmaps, serviceaccounts]
+  resources: [pods, persistentvolumeclaims]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [services, configmaps, serviceaccounts]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: ["", events.k8s.io]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}
