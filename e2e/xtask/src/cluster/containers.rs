@@ -47,6 +47,11 @@ pub fn export(image: &str, archive: &Path) -> Result<()> {
     std::fs::rename(&part, archive).doing(|| format!("write {}", archive.display()))
 }
 
+/// Empties the storage: archives are what is kept, and each former build would stay as a full copy.
+pub fn prune() -> Result<()> {
+    buildah().words("rmi --all --force").done()
+}
+
 /// The SHA-256 of a file, in hexadecimal.
 pub fn file_digest(path: &Path) -> Result<String> {
     let mut file = std::fs::File::open(path).doing(|| format!("open {}", path.display()))?;
@@ -86,14 +91,19 @@ pub fn ensure_system(ui: &Ui, tools: &Tools) -> Result<Vec<PathBuf>> {
         (&provisioner, tools.provisioner(), r#"["/bin/local-path-provisioner"]"#, &[]),
     ];
     let mut archives = Vec::new();
+    let mut built = false;
     for (image, program, entrypoint, links) in wanted {
         let short = image.rsplit('/').next().unwrap_or(image).replace(':', "-");
         let digest = file_digest(&program)?;
         let archive = paths::images().join(format!("{short}-{}.tar", &digest[..12]));
         if !archive.exists() {
             ui.step(&format!("make image {image}"), |_| single_program(image, &program, entrypoint, links, &archive))?;
+            built = true;
         }
         archives.push(archive);
+    }
+    if built {
+        prune()?;
     }
     Ok(archives)
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::cluster::containers::{buildah, export, file_digest, hex};
+use crate::cluster::containers::{buildah, export, file_digest, hex, prune};
 use crate::error::{Context, Error, Result, make_dir, read, write};
 use crate::exec::run;
 use crate::packages::{self, Need};
@@ -76,6 +76,9 @@ pub fn build(ui: &Ui, output: Option<&Path>) -> Result<Vec<Image>> {
             write(&stamp, text)?;
         }
         images.push(Image { part, archive, inputs });
+    }
+    if base_image.is_some() {
+        prune()?;
     }
     Ok(images)
 }
