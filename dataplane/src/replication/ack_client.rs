@@ -1,0 +1,198 @@
+//! Acknowledges straight to the primary: what moved at once, everything at the start of a session.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use parovoz_dataplane_core::acks::AckPositions;
+use parovoz_dataplane_core::budget::Backoff;
+use parovoz_dataplane_core::follower::check_upstream;
+use parovoz_dataplane_core::types::{DataUuid, PrefixUuid, ReignRef};
+use parovoz_proto::v1;
+use parovoz_proto::v1::replication_client::ReplicationClient;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::ReplicationCtx;
+use super::client::{LinkError, Shared, connect, jitter};
+use super::wire::{ack_to, hello_from, hello_to, reign_ref_from, reign_ref_to};
+use crate::clock;
+use crate::store::prefix::{Prefix, PrefixPhase};
+
+/// Messages that may wait; when they do, what moved is gathered meanwhile.
+const QUEUE: usize = 2;
+
+/// Which prefixes moved since they were last acknowledged.
+#[derive(Debug, Default)]
+pub(super) struct AckBoard {
+    moved: Mutex<HashSet<PrefixUuid>>,
+    notify: Notify,
+    /// Grows when positions may have moved backwards: a copy was exchanged, so a new session must begin.
+    restarts: AtomicU64,
+}
+
+impl AckBoard {
+    /// A prefix's positions moved.
+    pub fn mark(&self, prefix: PrefixUuid) {
+        if self.moved.lock().insert(prefix) {
+            self.notify.notify_one();
+        }
+    }
+
+    /// A prefix's copy was exchanged.
+    pub fn restart(&self) {
+        self.restarts.fetch_add(1, Ordering::AcqRel);
+        self.notify.notify_one();
+    }
+
+    fn take(&self) -> HashSet<PrefixUuid> {
+        std::mem::take(&mut *self.moved.lock())
+    }
+}
+
+/// Whom to acknowledge to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Target {
+    address: String,
+    primary: DataUuid,
+    reign: ReignRef,
+}
+
+fn target(shared: &Shared) -> Option<Target> {
+    let role = shared.ctx.store.role();
+    let reign = role.reign.as_ref().filter(|_| !role.is_primary)?;
+    let ordered = role.primary.as_ref().map(|p| p.replication.clone()).filter(|a| !a.is_empty());
+    let address = ordered.or_else(|| shared.primary_hint(reign.to_ref()))?;
+    Some(Target { address, primary: reign.primary, reign: reign.to_ref() })
+}
+
+/// Acknowledges until the follower stops.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let (base, cap) = shared.ctx.tuning.backoff_ms;
+    let mut backoff = Backoff::new(base, cap);
+    let mut changes = shared.ctx.store.changes();
+    while !shared.stop.is_cancelled() {
+        let Some(target) = target(&shared) else {
+            tokio::select! {
+                () = shared.stop.cancelled() => return,
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(shared.ctx.tuning.heartbeat) => {}
+            }
+            continue;
+        };
+        let started = clock::boot_ms();
+        let ended = tokio::select! {
+            () = shared.stop.cancelled() => return,
+            ended = session(&shared, &target) => ended,
+        };
+        match ended {
+            Ok(()) => backoff.reset(),
+            Err(error) => {
+                if clock::boot_ms() - started > 10_000 {
+                    backoff.reset();
+                }
+                tracing::info!(primary = %target.primary, address = %target.address, %error, "acknowledge to primary");
+                let pause = std::time::Duration::from_millis(backoff.next_ms(jitter()));
+                tokio::select! {
+                    () = shared.stop.cancelled() => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        }
+    }
+}
+
+/// One session; `Ok` = begin another at once.
+async fn session(shared: &Shared, to: &Target) -> Result<(), LinkError> {
+    let ctx = &shared.ctx;
+    let restarts = shared.acks.restarts.load(Ordering::Acquire);
+    let channel = connect(ctx, &to.address).await?;
+    let (tx, rx) = mpsc::channel(QUEUE);
+    // What moved until now is in the full set.
+    drop(shared.acks.take());
+    let own = ctx.own(Some(to.primary));
+    if own.reign != Some(to.reign) {
+        return Ok(());
+    }
+    let all = ctx.store.prefixes().by_uuid.values().filter_map(|p| ack_of(ctx, p)).collect();
+    let first = v1::MemberBeat { hello: Some(hello_to(&own, None)), ..beat(ctx, to.reign, all) };
+    // The channel is new and empty.
+    let _ = tx.try_send(first);
+    let mut client = ReplicationClient::new(channel);
+    let answer = tokio::time::timeout(ctx.tuning.connect, client.acknowledge(ReceiverStream::new(rx)));
+    let mut incoming: Streaming<v1::PrimaryBeat> = answer.await.map_err(|_| LinkError::Silent)??.into_inner();
+    let mut tick = tokio::time::interval(ctx.tuning.heartbeat);
+    loop {
+        tokio::select! {
+            heard = tokio::time::timeout(ctx.tuning.silence, incoming.message()) => {
+                let message = heard.map_err(|_| LinkError::Silent)??.ok_or(LinkError::Closed)?;
+                heard_primary(ctx, to, &message)?;
+            }
+            () = shared.acks.notify.notified() => {
+                if shared.acks.restarts.load(Ordering::Acquire) != restarts {
+                    return Ok(());
+                }
+                send_moved(shared, to, &tx).await?;
+            }
+            _ = tick.tick() => {
+                if target(shared).as_ref() != Some(to) {
+                    return Ok(());
+                }
+                send_moved(shared, to, &tx).await?;
+            }
+        }
+    }
+}
+
+fn heard_primary(ctx: &ReplicationCtx, to: &Target, message: &v1::PrimaryBeat) -> Result<(), LinkError> {
+    if let Some(hello) = &message.hello {
+        check_upstream(&ctx.own(Some(to.primary)), &hello_from(hello)?)?;
+    }
+    let reign = message.reign.as_ref().map(reign_ref_from).transpose()?;
+    if reign != Some(to.reign) {
+        return Err(LinkError::Closed);
+    }
+    ctx.store.note_heard_primary();
+    Ok(())
+}
+
+async fn send_moved(shared: &Shared, to: &Target, tx: &mpsc::Sender<v1::MemberBeat>) -> Result<(), LinkError> {
+    let ctx = &shared.ctx;
+    let store = &ctx.store;
+    let acks = shared.acks.take().into_iter().filter_map(|uuid| ack_of(ctx, &*store.prefix_by_uuid(uuid)?)).collect();
+    let sent = tokio::time::timeout(ctx.tuning.silence, tx.send(beat(ctx, to.reign, acks))).await;
+    sent.map_err(|_| LinkError::Silent)?.map_err(|_| LinkError::Closed)
+}
+
+fn beat(ctx: &ReplicationCtx, reign: ReignRef, acks: Vec<v1::Ack>) -> v1::MemberBeat {
+    v1::MemberBeat {
+        hello: None,
+        data_uuid: ctx.store.data_uuid.to_string(),
+        reign: Some(reign_ref_to(reign)),
+        acks,
+        sent_at_ms: clock::wall_ms(),
+    }
+}
+
+/// A prefix's acknowledgement; `None` while its copy must not be acknowledged.
+fn ack_of(ctx: &ReplicationCtx, prefix: &Prefix) -> Option<v1::Ack> {
+    prefix.copy()?;
+    if matches!(prefix.phase(), PrefixPhase::Bootstrapping | PrefixPhase::Stopped { .. }) {
+        return None;
+    }
+    // Read in this order, so that received >= applied >= durable holds whatever moves meanwhile.
+    let durable = prefix.durable();
+    let applied = prefix.applied().max(durable);
+    let received = prefix.received().max(applied);
+    let positions = AckPositions {
+        received: prefix.position_at(received),
+        applied: prefix.position_at(applied),
+        durable: prefix.position_at(durable),
+    };
+    if ctx.member.floor(prefix.uuid).is_some_and(|floor| positions.durable < floor) {
+        return None;
+    }
+    Some(ack_to(prefix.uuid, positions))
+}

@@ -1,0 +1,271 @@
+//! The threads that apply batches from the upstream. A prefix always goes to the same thread, so its order is kept.
+//!
+//! One pass drains what waits, then syncs each touched prefix once, then says so: fsyncs are shared, batches are not merged.
+//! The queues are bounded by the session's credit, which the core checks for every frame.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use parovoz_dataplane_core::batch::{self, META_FAMILY, Record};
+use parovoz_dataplane_core::follower::ReceivedBatch;
+use parovoz_dataplane_core::history::EpochRecord;
+use parovoz_dataplane_core::types::{Position, PrefixUuid};
+use parovoz_engine::{EngineError, Severity};
+use tokio::sync::{mpsc, oneshot};
+
+use super::ReplicationCtx;
+use super::ack_client::AckBoard;
+use crate::clock;
+use crate::store::prefix::{ApplyError, Prefix};
+use crate::store::ring::RingEntry;
+
+/// Apply threads: one is enough for one fast prefix, two keep a slow fsync from stopping everything.
+const THREADS: usize = 2;
+/// A pass ends after so many bytes or so long, so that acknowledgements do not wait for an endless stream.
+const PASS_BYTES: u64 = 4 << 20;
+const PASS_TIME: Duration = Duration::from_millis(5);
+
+/// What the threads tell the session.
+#[derive(Debug)]
+pub(super) enum Report {
+    Applied { prefix: PrefixUuid, cost: u64, queued_ms: u64, ran_dry: bool },
+    Failed { prefix: PrefixUuid, attempt: u64, at: Position, cost: u64 },
+}
+
+/// Ties batches to the session that they came from.
+#[derive(Debug)]
+pub(super) struct SessionLink {
+    live: AtomicBool,
+    reports: mpsc::UnboundedSender<Report>,
+}
+
+impl SessionLink {
+    pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Report>) {
+        let (reports, receiver) = mpsc::unbounded_channel();
+        (Arc::new(Self { live: AtomicBool::new(true), reports }), receiver)
+    }
+
+    /// What still waits of this session is thrown away.
+    pub fn end(&self) {
+        self.live.store(false, Ordering::Release);
+    }
+}
+
+#[derive(Debug)]
+enum Job {
+    Apply { link: Arc<SessionLink>, prefix: Arc<Prefix>, batch: ReceivedBatch, received_ms: u64 },
+    Barrier(oneshot::Sender<()>),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Appliers {
+    queues: Mutex<Vec<Sender<Job>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Appliers {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub fn start(ctx: &Arc<ReplicationCtx>, acks: &Arc<AckBoard>) -> std::io::Result<Self> {
+        let (mut queues, mut threads) = (Vec::new(), Vec::new());
+        for n in 0..THREADS {
+            let (queue, jobs) = channel();
+            let (ctx, acks) = (ctx.clone(), acks.clone());
+            threads.push(std::thread::Builder::new().name(format!("apply-{n}")).spawn(move || run(&ctx, &acks, &jobs))?);
+            queues.push(queue);
+        }
+        Ok(Self { queues: Mutex::new(queues), threads: Mutex::new(threads) })
+    }
+
+    /// Hands a batch to its prefix's thread.
+    pub fn apply(&self, link: &Arc<SessionLink>, prefix: &Arc<Prefix>, batch: ReceivedBatch) {
+        let queues = self.queues.lock();
+        let index = usize::from(prefix.uuid.0.as_bytes()[15]) % queues.len().max(1);
+        if let Some(queue) = queues.get(index) {
+            let (link, prefix) = (link.clone(), prefix.clone());
+            // A thread ends only with the whole follower.
+            let _ = queue.send(Job::Apply { link, prefix, batch, received_ms: clock::boot_ms() });
+        }
+    }
+
+    /// Waits until everything that was handed over before is applied or thrown away.
+    pub async fn barrier(&self) {
+        let waits: Vec<oneshot::Receiver<()>> = {
+            let queues = self.queues.lock();
+            queues
+                .iter()
+                .filter_map(|queue| {
+                    let (tx, rx) = oneshot::channel();
+                    queue.send(Job::Barrier(tx)).ok().map(|()| rx)
+                })
+                .collect()
+        };
+        for wait in waits {
+            // An error means that the thread is gone, and with it everything that waited.
+            let _ = wait.await;
+        }
+    }
+
+    /// Ends the threads once their queues are empty; blocks.
+    pub fn join(&self) {
+        self.queues.lock().clear();
+        for thread in self.threads.lock().drain(..) {
+            // A panic in it was reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(ctx: &ReplicationCtx, acks: &AckBoard, jobs: &Receiver<Job>) {
+    while let Ok(job) = jobs.recv() {
+        let started = Instant::now();
+        let mut pass = Pass { ctx, bytes: 0, touched: HashMap::new(), barriers: Vec::new() };
+        pass.take(job);
+        let mut ran_dry = false;
+        while pass.bytes < PASS_BYTES && started.elapsed() < PASS_TIME {
+            match jobs.try_recv() {
+                Ok(job) => pass.take(job),
+                Err(_) => {
+                    ran_dry = true;
+                    break;
+                }
+            }
+        }
+        pass.finish(acks, ran_dry);
+    }
+}
+
+#[derive(Debug)]
+struct Touched {
+    prefix: Arc<Prefix>,
+    link: Arc<SessionLink>,
+    cost: u64,
+    oldest_ms: u64,
+    /// The attempt that failed, and the credit of what was thrown away since.
+    failed: Option<(u64, u64)>,
+}
+
+/// One drain of a queue.
+#[derive(Debug)]
+struct Pass<'a> {
+    ctx: &'a ReplicationCtx,
+    bytes: u64,
+    touched: HashMap<PrefixUuid, Touched>,
+    barriers: Vec<oneshot::Sender<()>>,
+}
+
+impl Pass<'_> {
+    fn take(&mut self, job: Job) {
+        match job {
+            Job::Barrier(done) => self.barriers.push(done),
+            Job::Apply { link, prefix, batch, received_ms } => {
+                if link.live.load(Ordering::Acquire) {
+                    self.apply(link, prefix, batch, received_ms);
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, link: Arc<SessionLink>, prefix: Arc<Prefix>, batch: ReceivedBatch, received_ms: u64) {
+        let uuid = prefix.uuid;
+        let touched = self.touched.entry(uuid).or_insert_with(|| Touched {
+            prefix,
+            link: link.clone(),
+            cost: 0,
+            oldest_ms: received_ms,
+            failed: None,
+        });
+        touched.link = link;
+        if let Some((attempt, thrown)) = &mut touched.failed
+            && *attempt == batch.attempt
+        {
+            *thrown += batch.cost;
+            return;
+        }
+        self.bytes += batch.bytes.len() as u64;
+        let (attempt, cost) = (batch.attempt, batch.cost);
+        match apply_one(self.ctx, &touched.prefix, batch) {
+            Ok(()) => touched.cost += cost,
+            Err(error) => {
+                tracing::warn!(prefix = %touched.prefix.name, %error, "apply batch");
+                touched.failed = Some((attempt, cost));
+            }
+        }
+    }
+
+    fn finish(self, acks: &AckBoard, ran_dry: bool) {
+        let (syncs, now_ms) = (self.ctx.syncs(), clock::boot_ms());
+        for (uuid, touched) in self.touched {
+            if syncs {
+                if let Err(error) = touched.prefix.sync() {
+                    self.ctx.member.fatal(&format!("sync prefix {}: {error}", touched.prefix.name));
+                    continue;
+                }
+                self.ctx.signal_durable(uuid);
+            }
+            acks.mark(uuid);
+            // The session may be over; its successor asks the prefix itself where it is.
+            if touched.cost > 0 {
+                let queued_ms = now_ms.saturating_sub(touched.oldest_ms);
+                let _ = touched.link.reports.send(Report::Applied { prefix: uuid, cost: touched.cost, queued_ms, ran_dry });
+            }
+            if let Some((attempt, cost)) = touched.failed {
+                let at = touched.prefix.position_at(touched.prefix.applied());
+                let _ = touched.link.reports.send(Report::Failed { prefix: uuid, attempt, at, cost });
+            }
+        }
+        for barrier in self.barriers {
+            // Whoever waited may have been cancelled.
+            let _ = barrier.send(());
+        }
+    }
+}
+
+fn apply_one(ctx: &ReplicationCtx, prefix: &Prefix, batch: ReceivedBatch) -> Result<(), ApplyError> {
+    // Only the first batch of an epoch carries an epoch record: others need not be searched.
+    let record = if batch.epoch == prefix.newest_epoch() { None } else { epoch_record(&batch)? };
+    let count = batch.count;
+    let entry = RingEntry {
+        epoch: batch.epoch,
+        first: batch.first,
+        count,
+        bytes: batch.bytes,
+        committed_at_ms: batch.committed_at_ms,
+    };
+    let applied = prefix.apply(entry.clone(), record).inspect_err(|error| {
+        if let ApplyError::Engine(engine) = error
+            && engine.severity() == Severity::Fatal
+        {
+            ctx.member.fatal(&format!("apply to prefix {}: {engine}", prefix.name));
+        }
+    });
+    applied?;
+    ctx.stats.records_applied.add(u64::from(count));
+    if prefix.name.is_catalogue()
+        && let Err(cause) = ctx.catalogue.applied(prefix, &entry)
+    {
+        ctx.member.fatal(&format!("carry out catalogue records from {}: {cause}", entry.first));
+    }
+    Ok(())
+}
+
+/// The epoch record in a batch, if it has one.
+fn epoch_record(batch: &ReceivedBatch) -> Result<Option<EpochRecord>, ApplyError> {
+    let bad = |cause: String| ApplyError::Engine(EngineError::BadBatch { cause });
+    for record in batch::records(&batch.bytes).map_err(|e| bad(e.to_string()))? {
+        if let Record::Put { family: META_FAMILY, key, value } = record.map_err(|e| bad(e.to_string()))?
+            && EpochRecord::is_key(key)
+        {
+            return EpochRecord::decode(key, value).map(Some).map_err(|e| bad(e.to_string()));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,573 @@
+//! Copies prefixes anew from the upstream's snapshots, one prefix at a time.
+//!
+//! The old copy stays open for stale reads until the new one is verified; it is neither acknowledged nor a source meanwhile.
+//! What was fetched stays in the staging folder, so a copy that was cut goes on, across restarts of the process too.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use parovoz_dataplane_core::budget::{AttemptBudget, Backoff, TokenBucket};
+use parovoz_dataplane_core::follower::{BootstrapCause, check_upstream};
+use parovoz_dataplane_core::history::{EpochHistory, EpochRecord};
+use parovoz_dataplane_core::types::{Position, PrefixUuid};
+use parovoz_engine::{Database, Direction, EngineError, Family, OpenSpec};
+use parovoz_proto::v1;
+use parovoz_proto::v1::replication_client::ReplicationClient;
+use tokio::sync::Notify;
+use tonic::transport::Channel;
+
+use super::client::{LinkError, Shared, connect, jitter};
+use super::fetch::{Fetcher, blocking};
+use super::progress::{BootstrapProgress, Meter};
+use super::staging::{Manifest, Todo, bytes_here, clear, db_dir, sync_dir};
+use super::wire::{hello_from, hello_to, position_from};
+use super::{ReplicationCtx, staging};
+use crate::clock;
+use crate::store::Endpoint;
+use crate::store::prefix::{Copy, Prefix, PrefixPhase};
+
+/// Files fetched at a time.
+const PARALLEL_FILES: usize = 3;
+/// Bootstraps begun anew per prefix and hour.
+const PER_HOUR: usize = 3;
+const HOUR_MS: u64 = 3_600_000;
+/// Pauses between attempts, in milliseconds.
+const BACKOFF: Backoff = Backoff::new(200, 15_000);
+/// Bytes that must stay free besides the copy.
+const SPARE_BYTES: u64 = 64 << 20;
+/// How long readers of the old copy may keep its files.
+const RETIRE_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the snapshot's hold outlives the copy: until the stream has resumed, at most so long.
+const RESUME_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why an attempt failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BootstrapError {
+    #[error("bootstrap prefix: there is no upstream, or the orders changed")]
+    NoUpstream,
+    #[error("bootstrap prefix: it was dropped")]
+    Dropped,
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("bootstrap prefix: {}", .0.message())]
+    Call(#[from] tonic::Status),
+    #[error("bootstrap prefix: the source said nothing for too long")]
+    Silent,
+    #[error("bootstrap prefix: the copy was cut off")]
+    CutOff,
+    #[error("bootstrap prefix: the snapshot is closed, its hold has ended: the copy is discarded")]
+    SnapshotGone,
+    #[error("bootstrap prefix: checksum of {0} differs")]
+    Checksum(String),
+    #[error("bootstrap prefix: {need} bytes are needed, {free} are free")]
+    NoSpace { need: u64, free: u64 },
+    #[error("bootstrap prefix: it was copied anew {PER_HOUR} times within the hour, the next time is in {} s", .wait_ms / 1000)]
+    Budget { wait_ms: u64 },
+    #[error("bootstrap prefix: verify copy: {0}")]
+    Verify(String),
+    #[error("bootstrap prefix: {0}")]
+    Disk(#[from] std::io::Error),
+    #[error("bootstrap prefix: {0}")]
+    Engine(#[from] EngineError),
+    #[error("bootstrap prefix: {0}")]
+    Member(String),
+}
+
+impl BootstrapError {
+    /// How long to wait before the next attempt, in milliseconds.
+    fn pause_ms(&self, backoff: &mut Backoff) -> u64 {
+        match self {
+            Self::Budget { wait_ms } => *wait_ms,
+            Self::NoSpace { .. } => 30_000,
+            Self::NoUpstream
+            | Self::Dropped
+            | Self::Link(_)
+            | Self::Call(_)
+            | Self::Silent
+            | Self::CutOff
+            | Self::SnapshotGone
+            | Self::Checksum(_)
+            | Self::Verify(_)
+            | Self::Disk(_)
+            | Self::Engine(_)
+            | Self::Member(_) => backoff.next_ms(jitter()),
+        }
+    }
+
+    /// Whether what is in staging is worth nothing any more.
+    fn spoils_staging(&self) -> bool {
+        matches!(self, Self::Verify(_) | Self::Engine(_))
+    }
+}
+
+/// Why a prefix is copied anew, for people.
+pub(super) fn reason_of(cause: &BootstrapCause) -> String {
+    match cause {
+        BootstrapCause::Missing => "there is no copy here, or a new one was asked for".to_owned(),
+        BootstrapCause::Gap { last, oldest } => {
+            format!("gap: need sequence {}, but the oldest that the upstream has is {oldest}", last.sequence.next())
+        }
+        BootstrapCause::Diverged { last, fork } => {
+            format!("diverged: records after {fork} up to {last} are not in the upstream's history")
+        }
+        BootstrapCause::Corrupt { last } => format!("the copy, at {last}, refuses well-formed batches"),
+    }
+}
+
+#[derive(Debug)]
+struct Task {
+    prefix: PrefixUuid,
+    cause: BootstrapCause,
+    meter: Arc<Meter>,
+    backoff: Backoff,
+    not_before_ms: u64,
+}
+
+/// The bootstraps that wait or are under way; at most one per prefix.
+#[derive(Debug, Default)]
+pub(super) struct Bootstraps {
+    tasks: Mutex<VecDeque<Task>>,
+    budgets: Mutex<HashMap<PrefixUuid, AttemptBudget>>,
+    wake: Notify,
+}
+
+impl Bootstraps {
+    /// Asks for one; a prefix that waits already keeps its place, but a divergence is never forgotten.
+    pub fn enqueue(&self, prefix: PrefixUuid, cause: BootstrapCause) {
+        let mut tasks = self.tasks.lock();
+        match tasks.iter_mut().find(|t| t.prefix == prefix) {
+            Some(task) => {
+                if !matches!(task.cause, BootstrapCause::Diverged { .. }) {
+                    task.cause = cause;
+                }
+                task.not_before_ms = 0;
+            }
+            None => tasks.push_back(Task {
+                prefix,
+                cause,
+                meter: Arc::new(Meter::default()),
+                backoff: BACKOFF,
+                not_before_ms: 0,
+            }),
+        }
+        self.wake.notify_one();
+    }
+
+    pub fn contains(&self, prefix: PrefixUuid) -> bool {
+        self.tasks.lock().iter().any(|t| t.prefix == prefix)
+    }
+
+    pub fn reset_budget(&self, prefix: PrefixUuid) {
+        self.budgets.lock().remove(&prefix);
+    }
+
+    pub fn progress(&self) -> HashMap<PrefixUuid, BootstrapProgress> {
+        self.tasks.lock().iter().map(|t| (t.prefix, t.meter.read())).collect()
+    }
+
+    fn take_budget(&self, prefix: PrefixUuid) -> Result<(), BootstrapError> {
+        let mut budgets = self.budgets.lock();
+        let budget = budgets.entry(prefix).or_insert_with(|| AttemptBudget::new(PER_HOUR, HOUR_MS));
+        budget.take(clock::boot_ms()).map_err(|wait_ms| BootstrapError::Budget { wait_ms })
+    }
+
+    /// The first that may be tried now, or how long until there is one. The catalogue goes first: it says what else is due.
+    fn next(&self, first: PrefixUuid, now_ms: u64) -> Result<(PrefixUuid, BootstrapCause, Arc<Meter>), Option<u64>> {
+        let tasks = self.tasks.lock();
+        let due = tasks.iter().filter(|t| t.not_before_ms <= now_ms);
+        if let Some(task) = due.min_by_key(|t| t.prefix != first) {
+            return Ok((task.prefix, task.cause, task.meter.clone()));
+        }
+        Err(tasks.iter().map(|t| t.not_before_ms - now_ms).min())
+    }
+
+    fn done(&self, prefix: PrefixUuid) {
+        self.tasks.lock().retain(|t| t.prefix != prefix);
+    }
+
+    /// Puts a failed one behind the others.
+    fn failed(&self, prefix: PrefixUuid, error: &BootstrapError) {
+        let mut tasks = self.tasks.lock();
+        if let Some(at) = tasks.iter().position(|t| t.prefix == prefix)
+            && let Some(mut task) = tasks.remove(at)
+        {
+            task.not_before_ms = clock::boot_ms() + error.pause_ms(&mut task.backoff);
+            tasks.push_back(task);
+        }
+    }
+}
+
+/// Works the queue off until the follower stops.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let catalogue = parovoz_dataplane_core::types::catalogue_uuid(&shared.ctx.store.store_uid);
+    while !shared.stop.is_cancelled() {
+        let (prefix, cause, meter) = match shared.bootstraps.next(catalogue, clock::boot_ms()) {
+            Ok(next) => next,
+            Err(wait_ms) => {
+                let wait = Duration::from_millis(wait_ms.unwrap_or(HOUR_MS));
+                tokio::select! {
+                    () = shared.stop.cancelled() => return,
+                    () = shared.bootstraps.wake.notified() => {}
+                    () = tokio::time::sleep(wait) => {}
+                }
+                continue;
+            }
+        };
+        meter.attempt();
+        let attempt = tokio::select! {
+            () = shared.stop.cancelled() => return,
+            result = attempt(&shared, prefix, cause, meter) => result,
+        };
+        match attempt {
+            Ok(()) | Err(BootstrapError::Dropped) => {
+                shared.bootstraps.done(prefix);
+                shared.look.notify_one();
+            }
+            Err(error) => {
+                shared.ctx.stats.bootstrap_failures.inc();
+                tracing::warn!(%prefix, %error, "bootstrap prefix: try again");
+                if let Some(prefix) = shared.ctx.store.prefix_by_uuid(prefix) {
+                    let reason = format!("{}; last attempt: {error}", reason_of(&cause));
+                    prefix.set_phase(PrefixPhase::Stopped { reason });
+                }
+                shared.bootstraps.failed(prefix, &error);
+            }
+        }
+        shared.ctx.store.note_change();
+    }
+}
+
+/// One attempt, given up when the orders name another upstream.
+async fn attempt(shared: &Arc<Shared>, uuid: PrefixUuid, cause: BootstrapCause, meter: Arc<Meter>) -> Result<(), BootstrapError> {
+    let store = &shared.ctx.store;
+    let prefix = store.prefix_by_uuid(uuid).filter(|p| !p.is_dropped()).ok_or(BootstrapError::Dropped)?;
+    let role = store.role();
+    let upstream = role.upstream.clone().filter(|u| !role.is_primary && !u.replication.is_empty());
+    let upstream = upstream.ok_or(BootstrapError::NoUpstream)?;
+    prefix.set_phase(PrefixPhase::Bootstrapping);
+    store.note_change();
+    // Batches of the old copy that still wait must not meet the new one.
+    shared.appliers.barrier().await;
+    let job = Job { shared: shared.clone(), prefix, cause, meter, upstream: upstream.clone() };
+    let fetched = {
+        let orders_change = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                if store.role().upstream.as_ref() != Some(&upstream) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = orders_change => return Err(BootstrapError::NoUpstream),
+            fetched = job.fetch() => fetched?,
+        }
+    };
+    job.replace(fetched).await
+}
+
+#[derive(Debug)]
+struct Job {
+    shared: Arc<Shared>,
+    prefix: Arc<Prefix>,
+    cause: BootstrapCause,
+    meter: Arc<Meter>,
+    upstream: Endpoint,
+}
+
+/// A copy that is here, checked and synced.
+struct Fetched {
+    client: ReplicationClient<Channel>,
+    manifest: Manifest,
+    staging: PathBuf,
+}
+
+impl Job {
+    fn ctx(&self) -> &Arc<ReplicationCtx> {
+        &self.shared.ctx
+    }
+
+    /// Brings all files here.
+    async fn fetch(&self) -> Result<Fetched, BootstrapError> {
+        let ctx = self.ctx();
+        let (dirs, name, uuid) = (ctx.dirs.clone(), self.prefix.name.clone(), self.prefix.uuid);
+        let (staging, before) = blocking(move || {
+            let staging = dirs.staging_dir(&name, uuid)?;
+            let before = Manifest::load(&staging)?;
+            Ok((staging, before))
+        })
+        .await?;
+        self.raise_floor().await?;
+        let client = ReplicationClient::new(connect(ctx, &self.upstream.replication).await?);
+        let (snapshot, resumed) = self.open_snapshot(&client, before.as_ref()).await?;
+        let hello = snapshot.hello.as_ref().ok_or(super::wire::WireError::Missing("hello")).map_err(LinkError::from)?;
+        let source = hello_from(hello).map_err(LinkError::from)?.data_uuid;
+        let held_after = position_from(snapshot.held_after);
+        let stats = &ctx.stats;
+        if resumed { stats.bootstraps_resumed.inc() } else { stats.bootstraps_started.inc() }
+        tracing::info!(prefix = %self.prefix.name, snapshot = %snapshot.snapshot_id, %source, %held_after, resumed,
+            files = snapshot.files.len(), "copy prefix");
+        let (manifest, todos, here) = self.prepare(snapshot, source, held_after, &staging, before).await?;
+        self.check_space(manifest.total().saturating_sub(here)).await?;
+        self.meter.begin(manifest.total(), here);
+        let manifest = self.fetch_files(&client, manifest, todos, &staging).await?;
+        Ok(Fetched { client, manifest, staging })
+    }
+
+    async fn raise_floor(&self) -> Result<(), BootstrapError> {
+        let own = self.prefix.position_at(self.prefix.applied());
+        let floor = own.max(self.prefix.upstream_latest());
+        if floor == Position::ZERO {
+            return Ok(());
+        }
+        let (ctx, prefix) = (self.ctx().clone(), self.prefix.clone());
+        blocking(move || ctx.member.raise_floor(&prefix, floor).map_err(BootstrapError::Member)).await
+    }
+
+    async fn prepare(
+        &self,
+        snapshot: v1::Snapshot,
+        source: parovoz_dataplane_core::types::DataUuid,
+        held_after: Position,
+        staging: &std::path::Path,
+        before: Option<Manifest>,
+    ) -> Result<(Manifest, Vec<Todo>, u64), BootstrapError> {
+        if let Some(bad) = snapshot.files.iter().find(|f| !is_file_name(&f.name)) {
+            return Err(BootstrapError::Verify(format!("{:?} is no file name", bad.name)));
+        }
+        let staging = staging.to_owned();
+        blocking(move || {
+            let (manifest, todos) = Manifest::prepare(&snapshot, source, held_after, &staging, before.as_ref())?;
+            manifest.save(&staging)?;
+            let here = bytes_here(&staging)?;
+            Ok((manifest, todos, here))
+        })
+        .await
+    }
+
+    /// Goes on with the snapshot of an earlier attempt, or opens a new one; answers whether anything of before can be used.
+    async fn open_snapshot(
+        &self,
+        client: &ReplicationClient<Channel>,
+        before: Option<&Manifest>,
+    ) -> Result<(v1::Snapshot, bool), BootstrapError> {
+        if let Some(before) = before
+            && self.upstream.data_uuid.is_none_or(|u| u == before.source)
+        {
+            match self.ask_snapshot(client, &before.snapshot_id).await {
+                Ok(snapshot) => return Ok((snapshot, true)),
+                Err(BootstrapError::SnapshotGone) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.shared.bootstraps.take_budget(self.prefix.uuid)?;
+        Ok((self.ask_snapshot(client, "").await?, false))
+    }
+
+    async fn ask_snapshot(&self, client: &ReplicationClient<Channel>, id: &str) -> Result<v1::Snapshot, BootstrapError> {
+        let own = self.ctx().own(self.upstream.data_uuid);
+        let request = v1::OpenSnapshotRequest {
+            hello: Some(hello_to(&own, None)),
+            prefix_uuid: self.prefix.uuid.to_string(),
+            snapshot_id: id.to_owned(),
+        };
+        // A checkpoint flushes first, which may take a while.
+        let answer = tokio::time::timeout(self.ctx().tuning.silence * 6, client.clone().open_snapshot(request)).await;
+        let snapshot = match answer.map_err(|_| BootstrapError::Silent)? {
+            Ok(snapshot) => snapshot.into_inner(),
+            Err(status) if status.code() == tonic::Code::NotFound => return Err(BootstrapError::SnapshotGone),
+            Err(status) => return Err(status.into()),
+        };
+        let hello = snapshot.hello.as_ref().ok_or(super::wire::WireError::Missing("hello")).map_err(LinkError::from)?;
+        let peer = hello_from(hello).map_err(LinkError::from)?;
+        check_upstream(&own, &peer).map_err(LinkError::from)?;
+        Ok(snapshot)
+    }
+
+    async fn check_space(&self, need: u64) -> Result<(), BootstrapError> {
+        let dirs = self.ctx().dirs.clone();
+        let free = blocking(move || Ok(dirs.free_bytes()?)).await?;
+        let need = need + SPARE_BYTES;
+        if free < need { Err(BootstrapError::NoSpace { need, free }) } else { Ok(()) }
+    }
+
+    async fn fetch_files(
+        &self,
+        client: &ReplicationClient<Channel>,
+        manifest: Manifest,
+        todos: Vec<Todo>,
+        staging: &std::path::Path,
+    ) -> Result<Manifest, BootstrapError> {
+        let ctx = self.ctx();
+        let rate = ctx.store.settings.load().bootstrap_max_bytes_per_second;
+        let fetcher = Fetcher {
+            client: client.clone(),
+            snapshot_id: manifest.snapshot_id.clone(),
+            silence: ctx.tuning.silence,
+            bucket: Arc::new(Mutex::new(TokenBucket::new(rate, clock::boot_ms()))),
+            meter: self.meter.clone(),
+            stats: &ctx.stats,
+        };
+        let files = manifest.files.clone();
+        let manifest = Arc::new(Mutex::new(manifest));
+        let work = files.into_iter().zip(todos).enumerate().map(|(i, (file, todo))| {
+            let (fetcher, manifest) = (fetcher.clone(), manifest.clone());
+            let (path, staging) = (db_dir(staging).join(&file.name), staging.to_owned());
+            async move {
+                let done = matches!(todo, Todo::Done(_));
+                let crc = match fetcher.file(&file.name, file.size, path, todo).await {
+                    Err(BootstrapError::Call(status)) if status.code() == tonic::Code::NotFound => {
+                        return Err(BootstrapError::SnapshotGone);
+                    }
+                    fetched => fetched?,
+                };
+                if done {
+                    return Ok(());
+                }
+                blocking(move || {
+                    let mut manifest = manifest.lock();
+                    if let Some(file) = manifest.files.get_mut(i) {
+                        file.crc32c = Some(crc);
+                    }
+                    Ok(manifest.save(&staging)?)
+                })
+                .await
+            }
+        });
+        futures::stream::iter(work).buffer_unordered(PARALLEL_FILES).try_for_each(|()| async { Ok(()) }).await?;
+        let db = db_dir(staging);
+        blocking(move || Ok(sync_dir(&db)?)).await?;
+        let manifest = manifest.lock().clone();
+        Ok(manifest)
+    }
+
+    /// Verifies the copy, confirms that its hold is alive, and puts it in place of the old one.
+    async fn replace(&self, fetched: Fetched) -> Result<(), BootstrapError> {
+        let Fetched { client, manifest, staging } = fetched;
+        let (ctx, staged, checked) = (self.ctx().clone(), staging.clone(), manifest.clone());
+        let verified = blocking(move || {
+            let found = verify(&ctx, &staged, &checked);
+            if found.as_ref().is_err_and(BootstrapError::spoils_staging) {
+                staging::clear(&staged)?;
+            }
+            found
+        });
+        let history = verified.await?;
+        if let Err(error) = self.ask_snapshot(&client, &manifest.snapshot_id).await {
+            if matches!(error, BootstrapError::SnapshotGone) {
+                let staging = staging.clone();
+                blocking(move || Ok(clear(&staging)?)).await?;
+            }
+            return Err(error);
+        }
+        self.install(&manifest, staging, history).await?;
+        self.ctx().stats.bootstraps_completed.inc();
+        tracing::info!(prefix = %self.prefix.name, position = %self.prefix.position_at(self.prefix.applied()),
+            bytes = manifest.total(), "the new copy is in place");
+        tokio::spawn(close_snapshot(self.shared.clone(), self.prefix.clone(), client, manifest.snapshot_id));
+        Ok(())
+    }
+
+    async fn install(&self, manifest: &Manifest, staging: PathBuf, history: EpochHistory) -> Result<(), BootstrapError> {
+        let (ctx, prefix, cause) = (self.ctx().clone(), self.prefix.clone(), self.cause);
+        let offset = manifest.sequence_offset;
+        let provenance = format!("snapshot {} of {} held after {}", manifest.snapshot_id, manifest.source, manifest.held_after);
+        let shared = self.shared.clone();
+        blocking(move || {
+            let (generation, dir) = ctx.dirs.adopt(&prefix.name, prefix.uuid, &staging, offset, &provenance)?;
+            let db = ctx.engine.open(&dir.join("db"), &OpenSpec { sequence_offset: offset, create: false })?;
+            let old = prefix.copy().map(|copy| (copy.generation, Arc::downgrade(&copy)));
+            let diverged = matches!(cause, BootstrapCause::Diverged { .. }).then(|| reason_of(&cause));
+            prefix.install(Copy { generation, dir, sequence_offset: offset, db }, history);
+            if prefix.name.is_catalogue()
+                && let Err(cause) = ctx.catalogue.replaced(&prefix)
+            {
+                ctx.member.fatal(&format!("carry out the copied catalogue: {cause}"));
+            }
+            prefix.set_phase(PrefixPhase::Open);
+            shared.acks.restart();
+            if let Some((generation, copy)) = old {
+                let put_away = std::thread::Builder::new().name("retire".into());
+                put_away.spawn(move || retire(&ctx, &prefix, generation, &copy, diverged))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Whether a name that came from a peer stays in its folder.
+fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
+}
+
+/// Opens a fetched copy and checks that it is what the source promised.
+fn verify(ctx: &ReplicationCtx, staging: &std::path::Path, manifest: &Manifest) -> Result<EpochHistory, BootstrapError> {
+    let spec = OpenSpec { sequence_offset: manifest.sequence_offset, create: false };
+    let db = ctx.engine.open(&db_dir(staging), &spec)?;
+    let history = read_history(db.as_ref())?;
+    let (latest, held) = (db.latest(), manifest.held_after);
+    if latest < held.sequence {
+        return Err(BootstrapError::Verify(format!("it ends at {latest}, before {}", held.sequence)));
+    }
+    if history.epoch_at(held.sequence) != held.epoch {
+        let epoch = history.epoch_at(held.sequence);
+        return Err(BootstrapError::Verify(format!("its record {} is of epoch {epoch}, not {}", held.sequence, held.epoch)));
+    }
+    Ok(history)
+}
+
+/// The epoch records of a database.
+fn read_history(db: &dyn Database) -> Result<EpochHistory, BootstrapError> {
+    let mut records = Vec::new();
+    let mut malformed = None;
+    let (from, to) = EpochRecord::KEY_RANGE;
+    db.snapshot().scan(Family::Meta, from, to, Direction::Forward, &mut |key, value| {
+        match EpochRecord::decode(key, value) {
+            Ok(record) => records.push(record),
+            Err(error) => malformed = Some(error),
+        }
+        malformed.is_none()
+    })?;
+    match malformed {
+        Some(error) => Err(BootstrapError::Verify(error.to_string())),
+        None => EpochHistory::new(records).map_err(|e| BootstrapError::Verify(e.to_string())),
+    }
+}
+
+/// Removes the old generation once its readers are done, or sets it aside if it has records that exist nowhere else.
+fn retire(ctx: &ReplicationCtx, prefix: &Prefix, generation: u64, copy: &Weak<Copy>, diverged: Option<String>) {
+    let deadline = std::time::Instant::now() + RETIRE_DEADLINE;
+    while copy.strong_count() > 0 && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let done = match diverged {
+        Some(why) => ctx.dirs.detach(&prefix.name, prefix.uuid, generation, &why).map(|to| {
+            tracing::warn!(prefix = %prefix.name, detached = %to.display(), %why, "set the diverged copy aside");
+        }),
+        None if copy.strong_count() > 0 => {
+            tracing::warn!(prefix = %prefix.name, generation, "keep the old copy's files until the next start: it is still read");
+            Ok(())
+        }
+        None => ctx.dirs.retire(&prefix.name, prefix.uuid, generation),
+    };
+    if let Err(error) = done {
+        tracing::error!(prefix = %prefix.name, generation, %error, "put the old copy away");
+    }
+}
+
+/// Lets the source's hold go once the stream has resumed.
+async fn close_snapshot(shared: Arc<Shared>, prefix: Arc<Prefix>, mut client: ReplicationClient<Channel>, snapshot_id: String) {
+    let deadline = tokio::time::Instant::now() + RESUME_DEADLINE;
+    while prefix.phase() != PrefixPhase::Streaming && tokio::time::Instant::now() < deadline && !shared.stop.is_cancelled() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // If it fails, the hold ends by itself.
+    if let Err(error) = client.close_snapshot(v1::CloseSnapshotRequest { snapshot_id }).await {
+        tracing::debug!(error = error.message(), "close snapshot");
+    }
+}

@@ -1,0 +1,250 @@
+//! Replication: serves followers, follows an upstream, acknowledges to the primary, copies whole prefixes.
+//!
+//! ```text
+//! upstream:  ring or WAL -> sender -----frames-----> session -> core::follower -> apply threads   :follower
+//!                                                                                      |
+//! primary:   ack table <----------------acknowledgements (straight)--------------- ack client
+//! source:    snapshots ----------------------files-------------------------------> bootstrap
+//! ```
+//!
+//! Invariants: nothing here blocks a writer; every queue is bounded by credit, by a channel's size or by the number of
+//! prefixes; a batch of the catalogue is acknowledged only after [`CatalogueHook::applied`] returned.
+
+mod ack_client;
+mod apply;
+mod bootstrap;
+mod catchup;
+mod client;
+pub mod dirs;
+mod fetch;
+pub mod holds;
+mod progress;
+mod sender;
+mod server;
+mod session;
+mod snapshots;
+mod staging;
+pub mod stats;
+#[cfg(test)]
+mod tests;
+pub mod wire;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use parovoz_dataplane_core::acks::{AckTable, FollowerProgress, Retention};
+use parovoz_dataplane_core::follower::Own;
+use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, Reign};
+use parovoz_engine::Engine;
+use parovoz_proto::{MIN_PROTOCOL_VERSION, PROTOCOL_VERSION};
+
+pub use self::client::Follower;
+pub use self::dirs::PrefixDirs;
+pub use self::holds::{Hold, Holds, Owner};
+pub use self::progress::{BootstrapProgress, FollowerStatus, SessionPhase};
+pub use self::server::serve;
+pub use self::stats::ReplicationStats;
+use crate::clock;
+use crate::config::Durability;
+use crate::store::prefix::Prefix;
+use crate::store::ring::RingEntry;
+use crate::store::signal::Subscription;
+use crate::store::{Endpoint, Store};
+
+/// What the catalogue's owner does with records of the catalogue that come from the upstream.
+pub trait CatalogueHook: Send + Sync + std::fmt::Debug {
+    /// A batch of the catalogue was applied: creates and drops prefixes *before* the batch is acknowledged. Runs on an apply
+    /// thread and may block on the disk.
+    ///
+    /// # Errors
+    /// A text for people; the process ends then and repairs itself at its start.
+    fn applied(&self, catalogue: &Prefix, entry: &RingEntry) -> Result<(), String>;
+
+    /// The catalogue's copy was replaced as a whole: does the same for everything in it. Runs on a blocking thread.
+    ///
+    /// # Errors
+    /// As [`CatalogueHook::applied`].
+    fn replaced(&self, catalogue: &Prefix) -> Result<(), String>;
+}
+
+/// What replication needs of the member's state. All calls may block on the disk and come from blocking threads.
+pub trait MemberHooks: Send + Sync + std::fmt::Debug {
+    /// A newer reign was met at the upstream: promises it durably in both slots, puts it into the store's role, and only then
+    /// returns.
+    ///
+    /// # Errors
+    /// Why it is not promised; nothing of that reign is accepted then.
+    fn promise(&self, reign: &Reign) -> Result<(), String>;
+
+    /// Raises a prefix's floor durably, before its copy is touched. A floor never sinks.
+    ///
+    /// # Errors
+    /// A text for people; the bootstrap waits then.
+    fn raise_floor(&self, prefix: &Prefix, floor: Position) -> Result<(), String>;
+
+    /// A prefix's floor, if it has one: below it nothing is acknowledged.
+    fn floor(&self, prefix: PrefixUuid) -> Option<Position>;
+
+    /// What is in memory and on disk may differ: ends the process.
+    fn fatal(&self, cause: &str);
+}
+
+/// Times that tests shorten.
+#[derive(Debug, Clone, Copy)]
+pub struct Tuning {
+    /// Between beats, in both directions.
+    pub heartbeat: Duration,
+    /// A follower that takes nothing for so long is cut.
+    pub send_deadline: Duration,
+    /// An upstream that says nothing for so long is given up.
+    pub silence: Duration,
+    /// Connecting and the first answer.
+    pub connect: Duration,
+    /// First and longest pause between sessions, in milliseconds.
+    pub backoff_ms: (u64, u64),
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_secs(1),
+            send_deadline: Duration::from_secs(30),
+            silence: Duration::from_secs(10),
+            connect: Duration::from_secs(5),
+            backoff_ms: (100, 5_000),
+        }
+    }
+}
+
+/// What the parts of replication share.
+#[derive(Debug)]
+pub struct ReplicationCtx {
+    /// What this member holds.
+    pub store: Arc<Store>,
+    /// Opens databases.
+    pub engine: Arc<dyn Engine>,
+    /// Where files go.
+    pub dirs: Arc<dyn PrefixDirs>,
+    /// The member's state.
+    pub member: Arc<dyn MemberHooks>,
+    /// The catalogue's owner.
+    pub catalogue: Arc<dyn CatalogueHook>,
+    /// Where others reach this member.
+    pub advertise: Endpoint,
+    /// Who has what; used while this member is the primary.
+    pub acks: Mutex<AckTable>,
+    /// Who needs which WAL of this member.
+    pub holds: Mutex<Holds>,
+    /// Counters.
+    pub stats: ReplicationStats,
+    /// Times.
+    pub tuning: Tuning,
+    /// Everyone that this member streams from now, the nearest first.
+    upstreams: ArcSwap<Vec<DataUuid>>,
+    /// Subscriptions of all senders: told once more when what was applied became durable.
+    streams: Mutex<HashMap<PrefixUuid, Vec<Weak<Subscription>>>>,
+}
+
+impl ReplicationCtx {
+    /// With the usual times.
+    #[must_use]
+    pub fn new(
+        store: Arc<Store>,
+        engine: Arc<dyn Engine>,
+        dirs: Arc<dyn PrefixDirs>,
+        member: Arc<dyn MemberHooks>,
+        catalogue: Arc<dyn CatalogueHook>,
+        advertise: Endpoint,
+    ) -> Self {
+        Self {
+            store,
+            engine,
+            dirs,
+            member,
+            catalogue,
+            advertise,
+            acks: Mutex::default(),
+            holds: Mutex::default(),
+            stats: ReplicationStats::default(),
+            tuning: Tuning::default(),
+            upstreams: ArcSwap::default(),
+            streams: Mutex::default(),
+        }
+    }
+
+    /// The followers' progress; empty unless this member is the primary.
+    #[must_use]
+    pub fn follower_reports(&self) -> Vec<FollowerProgress> {
+        if !self.store.role().is_primary {
+            return Vec::new();
+        }
+        let settings = self.store.settings.load();
+        let retention = Retention { seconds: settings.wal_retention_seconds, bytes: settings.wal_retention_max_bytes };
+        self.acks.lock().follower_reports(clock::boot_ms(), retention)
+    }
+
+    /// The oldest WAL of a prefix that somebody needs: what follows the answer must stay.
+    #[must_use]
+    pub fn oldest_needed(&self, prefix: PrefixUuid) -> Option<parovoz_dataplane_core::types::Sequence> {
+        self.holds.lock().oldest_needed(prefix, clock::boot_ms())
+    }
+
+    /// When a hold that is made or renewed now ends.
+    fn hold_expiry_ms(&self) -> u64 {
+        clock::boot_ms() + self.store.settings.load().hold_timeout_seconds * 1000
+    }
+
+    fn syncs(&self) -> bool {
+        self.store.settings.load().durability == Durability::Sync
+    }
+
+    /// What this member is, for a hello to `wanted`.
+    fn own(&self, wanted: Option<DataUuid>) -> Own {
+        let mut path = vec![self.store.data_uuid];
+        path.extend(self.upstreams.load().iter());
+        Own {
+            version: PROTOCOL_VERSION,
+            min_version: MIN_PROTOCOL_VERSION,
+            store: self.store.store_uid.clone(),
+            data_uuid: self.store.data_uuid,
+            reign: self.store.role().reign.as_ref().map(Reign::to_ref),
+            wanted,
+            path,
+        }
+    }
+
+    /// Enters a sender's subscription for [`ReplicationCtx::signal_durable`].
+    fn enter_stream(&self, prefix: PrefixUuid, subscription: &Arc<Subscription>) {
+        let mut streams = self.streams.lock();
+        let of_prefix = streams.entry(prefix).or_default();
+        of_prefix.retain(|s| s.strong_count() > 0);
+        of_prefix.push(Arc::downgrade(subscription));
+    }
+
+    /// What was applied to a prefix became durable: senders that wait for that may go on.
+    fn signal_durable(&self, prefix: PrefixUuid) {
+        let mut streams = self.streams.lock();
+        let Some(of_prefix) = streams.get_mut(&prefix) else { return };
+        of_prefix.retain(|s| {
+            let Some(subscription) = s.upgrade() else { return false };
+            subscription.signal();
+            true
+        });
+        if of_prefix.is_empty() {
+            streams.remove(&prefix);
+        }
+    }
+
+    /// Whether a prefix has not yet reached its floor here: it is neither acknowledged nor a source then.
+    fn is_below_floor(&self, prefix: &Prefix) -> bool {
+        self.member.floor(prefix.uuid).is_some_and(|floor| prefix.position_at(prefix.applied()) < floor)
+    }
+
+    /// Largest batch that may come: the limit of requests with room for records' overhead.
+    fn largest_batch(&self) -> u64 {
+        (self.store.limits.batch as u64).saturating_mul(2).max(1 << 20)
+    }
+}

@@ -1,0 +1,422 @@
+//! One session with the upstream: carries messages between the wire, the pure state machine and the apply threads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parovoz_dataplane_core::follower::{BootstrapCause, Effect, Event, Miss, Session, StreamState, check_upstream};
+use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, Reign, ReignRef};
+use parovoz_proto::v1;
+use parovoz_proto::v1::follower_message::Message as ToUpstream;
+use parovoz_proto::v1::replication_client::ReplicationClient;
+use parovoz_proto::v1::upstream_message::Message as FromUpstream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::apply::{Report, SessionLink};
+use super::client::{LinkError, Shared, connect};
+use super::progress::SessionPhase;
+use super::wire::{
+    WireError, frame_from, hello_from, hello_to, latest_from, position_to, refusal_from, reign_from,
+    reign_ref_from,
+};
+use super::ReplicationCtx;
+use crate::clock;
+use crate::store::Endpoint;
+use crate::store::prefix::{Prefix, PrefixPhase};
+
+/// Messages that may wait for the upstream: a resume and a cancel for each of a thousand prefixes, and credit.
+const QUEUE: usize = 4096;
+/// How often waiting prefixes are looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// Prefixes named in one line of lag.
+const LAG_LINES: usize = 5;
+/// Pause between warnings about lag.
+const WARN_PAUSE: Duration = Duration::from_secs(10);
+
+/// Runs one session. `Ok` = the orders changed or the follower stops; an error asks for a pause before the next.
+pub(super) async fn run(shared: &Arc<Shared>, upstream: &Endpoint) -> Result<(), LinkError> {
+    let Some((mut live, incoming)) = open(shared, upstream).await? else { return Ok(()) };
+    let ended = live.stream(incoming).await;
+    // What was received under this session must not be applied under the next.
+    live.link.end();
+    shared.appliers.barrier().await;
+    live.close();
+    ended
+}
+
+/// Connects, exchanges hellos, promises the upstream's reign if it is new. `None` = the orders changed meanwhile.
+async fn open(shared: &Arc<Shared>, upstream: &Endpoint) -> Result<Option<(Live, Streaming<v1::UpstreamMessage>)>, LinkError> {
+    let ctx = &shared.ctx;
+    let opening = async {
+        let channel = connect(ctx, &upstream.replication).await?;
+        let (tx, rx) = mpsc::channel(QUEUE);
+        let own = ctx.own(upstream.data_uuid);
+        // The channel is new and empty.
+        let _ = tx.try_send(v1::FollowerMessage { message: Some(ToUpstream::Hello(hello_to(&own, None))) });
+        let mut client = ReplicationClient::new(channel);
+        let mut incoming = client.stream(ReceiverStream::new(rx)).await?.into_inner();
+        let Some(FromUpstream::Hello(hello)) = incoming.message().await?.ok_or(LinkError::Closed)?.message else {
+            return Err(WireError::Missing("hello").into());
+        };
+        Ok::<_, LinkError>((tx, incoming, hello))
+    };
+    let (tx, incoming, hello) = tokio::select! {
+        () = shared.stop.cancelled() => return Ok(None),
+        opened = tokio::time::timeout(ctx.tuning.connect * 2, opening) => opened.map_err(|_| LinkError::Silent)??,
+    };
+    let peer = hello_from(&hello)?;
+    let own = ctx.own(upstream.data_uuid);
+    let reign = match check_upstream(&own, &peer)? {
+        Some(newer) => promise(ctx, &hello, newer).await?,
+        None => own.reign.ok_or(WireError::Missing("reign"))?,
+    };
+    let (link, reports) = SessionLink::new();
+    let core = Session::new(reign, ctx.store.settings.load().max_batch_bytes, ctx.largest_batch());
+    ctx.upstreams.store(Arc::new(peer.path));
+    ctx.stats.sessions.inc();
+    let upstream_is_primary = ctx.store.role().reign.as_ref().is_some_and(|r| r.primary == peer.data_uuid);
+    tracing::info!(upstream = %peer.data_uuid, address = %upstream.replication, epoch = %reign.epoch, "follow upstream");
+    let live = Live {
+        shared: shared.clone(),
+        upstream: upstream.clone(),
+        peer: peer.data_uuid,
+        upstream_is_primary,
+        reign,
+        core,
+        tx,
+        link,
+        reports,
+        prefixes: HashMap::new(),
+        told_durable: HashMap::new(),
+        effects: Vec::new(),
+        lag: LagLog { applied: HashMap::new(), at: Instant::now(), warned: None },
+    };
+    Ok(Some((live, incoming)))
+}
+
+/// Promises a newer reign before anything of it is accepted.
+async fn promise(ctx: &Arc<ReplicationCtx>, hello: &v1::Hello, newer: ReignRef) -> Result<ReignRef, LinkError> {
+    let whole: Reign = reign_from(hello.whole_reign.as_ref().ok_or(WireError::Missing("whole_reign"))?)?;
+    if whole.to_ref() != newer {
+        return Err(WireError::Malformed("whole_reign").into());
+    }
+    let hooks = ctx.clone();
+    let promised = tokio::task::spawn_blocking(move || hooks.member.promise(&whole)).await;
+    promised.map_err(|_| LinkError::Promise("cut off".into()))?.map_err(LinkError::Promise)?;
+    if ctx.store.role().reign.as_ref().map(Reign::to_ref) == Some(newer) {
+        Ok(newer)
+    } else {
+        Err(LinkError::Promise("the reign changed again meanwhile".into()))
+    }
+}
+
+#[derive(Debug)]
+struct Live {
+    shared: Arc<Shared>,
+    upstream: Endpoint,
+    peer: DataUuid,
+    upstream_is_primary: bool,
+    reign: ReignRef,
+    core: Session,
+    tx: mpsc::Sender<v1::FollowerMessage>,
+    link: Arc<SessionLink>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    prefixes: HashMap<PrefixUuid, Arc<Prefix>>,
+    told_durable: HashMap<PrefixUuid, Position>,
+    effects: Vec<Effect>,
+    lag: LagLog,
+}
+
+impl Live {
+    fn ctx(&self) -> &ReplicationCtx {
+        &self.shared.ctx
+    }
+
+    async fn stream(&mut self, mut incoming: Streaming<v1::UpstreamMessage>) -> Result<(), LinkError> {
+        let shared = self.shared.clone();
+        let peer = self.peer;
+        shared.board.update(|s| {
+            s.phase = SessionPhase::Connected;
+            s.upstream = Some(peer);
+            s.reason.clear();
+        });
+        let mut changes = shared.ctx.store.changes();
+        let mut version = shared.ctx.store.version();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let silence = shared.ctx.tuning.silence;
+        let mut heard = tokio::time::Instant::now();
+        self.reconcile()?;
+        shared.ctx.store.note_change();
+        loop {
+            tokio::select! {
+                () = shared.stop.cancelled() => return Ok(()),
+                message = incoming.message() => {
+                    heard = tokio::time::Instant::now();
+                    let message = message?.ok_or(LinkError::Closed)?;
+                    self.message(message.message.ok_or(WireError::Missing("message"))?)?;
+                }
+                Some(report) = self.reports.recv() => self.report(report)?,
+                () = shared.look.notified() => self.reconcile()?,
+                _ = changes.changed() => {
+                    let now = shared.ctx.store.version();
+                    if now != version {
+                        version = now;
+                        if !self.orders_stand() {
+                            return Ok(());
+                        }
+                        self.reconcile()?;
+                    }
+                }
+                _ = tick.tick() => {
+                    if heard.elapsed() > silence {
+                        return Err(LinkError::Silent);
+                    }
+                    self.step(Event::Tick)?;
+                    self.housekeeping()?;
+                }
+            }
+        }
+    }
+
+    /// Whether this session is still what the orders ask for.
+    fn orders_stand(&self) -> bool {
+        let role = self.ctx().store.role();
+        !role.is_primary
+            && role.upstream.as_ref() == Some(&self.upstream)
+            && role.reign.as_ref().map(Reign::to_ref) == Some(self.reign)
+    }
+
+    /// Makes the session follow exactly the prefixes that there are and that are not being copied.
+    fn reconcile(&mut self) -> Result<(), LinkError> {
+        let map = self.ctx().store.prefixes();
+        let gone: Vec<PrefixUuid> = self.prefixes.keys().filter(|uuid| !map.by_uuid.contains_key(uuid)).copied().collect();
+        for uuid in gone {
+            self.prefixes.remove(&uuid);
+            self.told_durable.remove(&uuid);
+            self.step(Event::Forget(uuid))?;
+        }
+        for (&uuid, prefix) in &map.by_uuid {
+            self.prefixes.entry(uuid).or_insert_with(|| prefix.clone());
+            let state = self.core.state(uuid);
+            let has_copy = prefix.copy().is_some();
+            if !has_copy && !self.shared.bootstraps.contains(uuid) {
+                self.shared.bootstraps.enqueue(uuid, BootstrapCause::Missing);
+            }
+            if self.shared.bootstraps.contains(uuid) {
+                if state != Some(StreamState::Bootstrapping) {
+                    self.step(Event::BootstrapStarted(uuid))?;
+                }
+            } else if matches!(state, None | Some(StreamState::Bootstrapping | StreamState::Stopped(_))) {
+                let after = prefix.position_at(prefix.applied());
+                self.step(Event::Follow { prefix: uuid, after })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, event: Event) -> Result<(), LinkError> {
+        let mut effects = std::mem::take(&mut self.effects);
+        let stepped = self.core.step(clock::boot_ms(), event, &mut effects);
+        for effect in effects.drain(..) {
+            self.perform(effect)?;
+        }
+        self.effects = effects;
+        Ok(stepped?)
+    }
+
+    fn message(&mut self, message: FromUpstream) -> Result<(), LinkError> {
+        match message {
+            FromUpstream::Hello(_) => Err(WireError::Malformed("a second hello").into()),
+            FromUpstream::Frame(frame) => {
+                let stats = &self.ctx().stats;
+                stats.frames_received.inc();
+                stats.bytes_received.add(frame.payload.len() as u64);
+                self.step(Event::Frame(frame_from(frame)?))
+            }
+            FromUpstream::Refusal(refusal) => {
+                let (prefix, attempt, reason) = refusal_from(refusal)?;
+                tracing::debug!(%prefix, ?reason, "the upstream refuses a prefix");
+                self.step(Event::Refusal { prefix, attempt, reason })
+            }
+            FromUpstream::Beat(beat) => {
+                let reign = reign_ref_from(beat.reign.as_ref().ok_or(WireError::Missing("reign"))?)?;
+                self.step(Event::Beat { reign, latest: latest_from(&beat.latest)? })?;
+                self.shared.set_primary_hint(reign, &beat.primary_replication_address);
+                if self.upstream_is_primary {
+                    self.ctx().store.note_heard_primary();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn report(&mut self, report: Report) -> Result<(), LinkError> {
+        match report {
+            Report::Applied { prefix, cost, queued_ms, ran_dry } => self.step(Event::Applied { prefix, cost, queued_ms, ran_dry }),
+            Report::Failed { prefix, attempt, at, cost } => self.step(Event::ApplyFailed { prefix, attempt, at, cost }),
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) -> Result<(), LinkError> {
+        match effect {
+            Effect::Resume { prefix, after, attempt } => {
+                let resume = v1::Resume { prefix_uuid: prefix.to_string(), after: Some(position_to(after)), attempt };
+                self.send(ToUpstream::Resume(resume))
+            }
+            Effect::Cancel(prefix) => self.send(ToUpstream::CancelPrefixUuid(prefix.to_string())),
+            Effect::Grant(bytes) => self.send(ToUpstream::Credit(v1::Credit { bytes, durable: Vec::new() })),
+            Effect::Apply { prefix, batch } => {
+                if let Some(prefix) = self.prefixes.get(&prefix) {
+                    let position = Position { epoch: batch.epoch, sequence: batch.first.last_of(batch.count) };
+                    prefix.note_received(position.sequence);
+                    if prefix.upstream_latest() < position {
+                        prefix.set_upstream_latest(position);
+                    }
+                    self.shared.appliers.apply(&self.link, prefix, batch);
+                }
+                Ok(())
+            }
+            Effect::StartBootstrap { prefix, cause } => {
+                self.start_bootstrap(prefix, cause);
+                Ok(())
+            }
+            Effect::UpstreamLatest { prefix, position } => {
+                if let Some(prefix) = self.prefixes.get(&prefix) {
+                    prefix.set_upstream_latest(position);
+                }
+                Ok(())
+            }
+            Effect::Streams(prefix) => {
+                if let Some(prefix) = self.prefixes.get(&prefix) {
+                    prefix.set_phase(PrefixPhase::Streaming);
+                    self.ctx().store.note_change();
+                }
+                Ok(())
+            }
+            Effect::Missed { prefix, miss } => {
+                tracing::warn!(%prefix, ?miss, "refuse a batch of the upstream");
+                let stats = &self.ctx().stats;
+                match miss {
+                    Miss::Gap => stats.gaps.inc(),
+                    Miss::Crc => stats.crc_errors.inc(),
+                    Miss::Malformed => stats.malformed.inc(),
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn start_bootstrap(&mut self, uuid: PrefixUuid, cause: BootstrapCause) {
+        let Some(prefix) = self.prefixes.get(&uuid) else { return };
+        let reason = super::bootstrap::reason_of(&cause);
+        tracing::warn!(prefix = %prefix.name, %reason, "stop stream: the prefix is copied anew");
+        if matches!(cause, BootstrapCause::Gap { .. }) {
+            self.ctx().stats.gaps.inc();
+        }
+        prefix.set_phase(PrefixPhase::Stopped { reason });
+        self.shared.bootstraps.enqueue(uuid, cause);
+        // The session takes notice once this step is over.
+        self.shared.look.notify_one();
+        self.ctx().store.note_change();
+    }
+
+    fn send(&self, message: ToUpstream) -> Result<(), LinkError> {
+        self.tx.try_send(v1::FollowerMessage { message: Some(message) }).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => LinkError::Overflow,
+            mpsc::error::TrySendError::Closed(_) => LinkError::Closed,
+        })
+    }
+
+    /// Once a second: what became durable, for the upstream's hold; lag; the status.
+    fn housekeeping(&mut self) -> Result<(), LinkError> {
+        let heartbeat = self.ctx().tuning.heartbeat;
+        if self.lag.at.elapsed() < heartbeat {
+            return Ok(());
+        }
+        let mut durable = Vec::new();
+        for (uuid, prefix) in &self.prefixes {
+            let at = if self.ctx().syncs() { prefix.durable() } else { prefix.applied() };
+            let position = prefix.position_at(at);
+            if self.core.state(*uuid) == Some(StreamState::Streaming) && self.told_durable.get(uuid) != Some(&position) {
+                self.told_durable.insert(*uuid, position);
+                durable.push(v1::PrefixLatest { prefix_uuid: uuid.to_string(), position: Some(position_to(position)) });
+            }
+        }
+        // An empty one renews nothing, so the holds of an idle follower are renewed by a full set now and then.
+        if durable.is_empty() {
+            self.told_durable.clear();
+        } else {
+            self.send(ToUpstream::Credit(v1::Credit { bytes: 0, durable }))?;
+        }
+        let warning = self.ctx().store.settings.load().lag_warning_sequences;
+        self.lag.tell(&self.prefixes, warning);
+        let states = self.core.prefixes().collect();
+        self.shared.board.update(|s| s.prefixes = states);
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        for prefix in self.prefixes.values() {
+            if prefix.phase() == PrefixPhase::Streaming {
+                prefix.set_phase(PrefixPhase::Open);
+            }
+        }
+        self.ctx().upstreams.store(Arc::default());
+        self.shared.board.update(|s| {
+            s.phase = SessionPhase::Connecting;
+            s.prefixes.clear();
+        });
+        self.ctx().store.note_change();
+    }
+}
+
+/// The lines about what came, at most once a second.
+#[derive(Debug)]
+struct LagLog {
+    applied: HashMap<PrefixUuid, u64>,
+    at: Instant,
+    warned: Option<Instant>,
+}
+
+impl LagLog {
+    fn tell(&mut self, prefixes: &HashMap<PrefixUuid, Arc<Prefix>>, warning: u64) {
+        let passed = self.at.elapsed();
+        self.at = Instant::now();
+        self.applied.retain(|uuid, _| prefixes.contains_key(uuid));
+        let (mut moved, mut behind) = (Vec::new(), Vec::new());
+        for (uuid, prefix) in prefixes {
+            let now = prefix.applied().0;
+            let before = self.applied.insert(*uuid, now).unwrap_or(now);
+            if now > before {
+                moved.push((now - before, prefix));
+            }
+            let lag = prefix.upstream_latest().sequence.0.saturating_sub(now);
+            if lag > warning {
+                behind.push((lag, prefix));
+            }
+        }
+        moved.sort_unstable_by_key(|(n, _)| std::cmp::Reverse(*n));
+        for (updates, prefix) in moved.iter().take(LAG_LINES) {
+            tracing::info!(
+                "{updates} updates for '{}' in the last {} s, next sequence {}",
+                prefix.name,
+                passed.as_secs().max(1),
+                prefix.applied().next()
+            );
+        }
+        if moved.len() > LAG_LINES {
+            tracing::info!("updates for {} more prefixes in the last {} s", moved.len() - LAG_LINES, passed.as_secs().max(1));
+        }
+        behind.sort_unstable_by_key(|(n, _)| std::cmp::Reverse(*n));
+        if let Some((lag, prefix)) = behind.first()
+            && self.warned.is_none_or(|at| at.elapsed() > WARN_PAUSE)
+        {
+            self.warned = Some(Instant::now());
+            tracing::warn!(prefix = %prefix.name, lag, prefixes = behind.len(), "too big difference to the upstream");
+        }
+    }
+}
+

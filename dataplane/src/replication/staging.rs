@@ -1,0 +1,195 @@
+//! The staging folder of a bootstrap: which files of which snapshot are there, so that a copy that was cut goes on.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use parovoz_dataplane_core::types::{DataUuid, Position};
+use parovoz_proto::v1;
+use serde::{Deserialize, Serialize};
+
+/// One file of the snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StagedFile {
+    pub name: String,
+    pub size: u64,
+    /// Of the whole file, once it is here, checked and synced.
+    pub crc32c: Option<u32>,
+}
+
+/// `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Manifest {
+    pub format: u32,
+    pub snapshot_id: String,
+    pub source: DataUuid,
+    pub sequence_offset: u64,
+    pub held_after: Position,
+    pub files: Vec<StagedFile>,
+}
+
+const FORMAT: u32 = 1;
+
+/// What there is to do for one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Todo {
+    /// Nothing: it is here.
+    Done(u32),
+    /// It came with an earlier snapshot: only its checksum is asked for.
+    Compare(u32),
+    /// Fetch it, from the end of what is here.
+    Fetch,
+}
+
+impl Manifest {
+    /// Reads the manifest of a staging folder; `None` if there is none, or none that can be used.
+    pub fn load(staging: &Path) -> io::Result<Option<Self>> {
+        let text = match fs::read(staging.join("manifest.json")) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        match serde_json::from_slice::<Self>(&text) {
+            Ok(manifest) if manifest.format == FORMAT => Ok(Some(manifest)),
+            Ok(_) => Ok(None),
+            Err(error) => {
+                tracing::warn!(staging = %staging.display(), %error, "read staging manifest: start again");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Writes it, so that it is there whole or not at all.
+    pub fn save(&self, staging: &Path) -> io::Result<()> {
+        let fresh = staging.join("manifest.new");
+        let mut file = File::create(&fresh)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.sync_all()?;
+        fs::rename(&fresh, staging.join("manifest.json"))?;
+        sync_dir(staging)
+    }
+
+    /// The manifest of a snapshot, and what to do for each of its files, given what an earlier attempt left. Removes what
+    /// does not belong to it.
+    pub fn prepare(snapshot: &v1::Snapshot, source: DataUuid, held_after: Position, staging: &Path, before: Option<&Self>) -> io::Result<(Self, Vec<Todo>)> {
+        let db = db_dir(staging);
+        fs::create_dir_all(&db)?;
+        for entry in fs::read_dir(&db)? {
+            let entry = entry?;
+            if !snapshot.files.iter().any(|f| entry.file_name().to_str() == Some(&f.name)) {
+                remove_any(&entry.path())?;
+            }
+        }
+        let same = before.is_some_and(|b| b.snapshot_id == snapshot.snapshot_id);
+        let mut todos = Vec::with_capacity(snapshot.files.len());
+        let mut files = Vec::with_capacity(snapshot.files.len());
+        for file in &snapshot.files {
+            let known = before.and_then(|b| b.files.iter().find(|f| f.name == file.name && f.size == file.size));
+            let path = db.join(&file.name);
+            let here = fs::metadata(&path).map_or(0, |m| m.len());
+            let todo = match known.and_then(|k| k.crc32c).filter(|_| here == file.size) {
+                Some(crc) if same => Todo::Done(crc),
+                Some(crc) => Todo::Compare(crc),
+                None => {
+                    // Only table files keep their contents under one name; anything else begins anew with a new snapshot.
+                    let keep = here <= file.size && (same || (known.is_some() && file.name.ends_with(".sst")));
+                    if !keep && path.exists() {
+                        fs::remove_file(&path)?;
+                    }
+                    Todo::Fetch
+                }
+            };
+            let crc32c = if let Todo::Done(crc) = todo { Some(crc) } else { None };
+            files.push(StagedFile { name: file.name.clone(), size: file.size, crc32c });
+            todos.push(todo);
+        }
+        let (snapshot_id, sequence_offset) = (snapshot.snapshot_id.clone(), snapshot.sequence_offset);
+        Ok((Self { format: FORMAT, snapshot_id, source, sequence_offset, held_after, files }, todos))
+    }
+
+    /// Bytes of all files.
+    pub fn total(&self) -> u64 {
+        self.files.iter().map(|f| f.size).sum()
+    }
+}
+
+/// Where the database's files go.
+pub(super) fn db_dir(staging: &Path) -> PathBuf {
+    staging.join("db")
+}
+
+/// Bytes of the files that are here.
+pub(super) fn bytes_here(staging: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(db_dir(staging))? {
+        bytes += entry?.metadata()?.len();
+    }
+    Ok(bytes)
+}
+
+/// Throws everything in a staging folder away.
+pub(super) fn clear(staging: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(staging)? {
+        remove_any(&entry?.path())?;
+    }
+    sync_dir(staging)
+}
+
+fn remove_any(path: &Path) -> io::Result<()> {
+    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+}
+
+/// Makes names in a folder durable.
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use uuid::Uuid;
+
+    fn snapshot(id: &str, files: &[(&str, u64)]) -> v1::Snapshot {
+        let files = files.iter().map(|&(name, size)| v1::SnapshotFile { name: name.into(), size }).collect();
+        v1::Snapshot { snapshot_id: id.into(), files, ..v1::Snapshot::default() }
+    }
+
+    fn prepare(dir: &Path, snapshot: &v1::Snapshot, before: Option<&Manifest>) -> (Manifest, Vec<Todo>) {
+        Manifest::prepare(snapshot, DataUuid(Uuid::nil()), Position::ZERO, dir, before).unwrap()
+    }
+
+    #[test]
+    fn finished_files_stay_and_those_of_another_snapshot_are_compared() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = [("1.sst", 4), ("2.sst", 4), ("3.sst", 4), ("CURRENT", 2)];
+        let (mut manifest, todos) = prepare(dir.path(), &snapshot("a", &files), None);
+        assert_eq!(todos, vec![Todo::Fetch; 4]);
+        let db = db_dir(dir.path());
+        fs::write(db.join("1.sst"), b"abcd").unwrap();
+        fs::write(db.join("2.sst"), b"ab").unwrap();
+        fs::write(db.join("CURRENT"), b"x").unwrap();
+        manifest.files[0].crc32c = Some(7);
+        manifest.save(dir.path()).unwrap();
+
+        let loaded = Manifest::load(dir.path()).unwrap().unwrap();
+        let (_, todos) = prepare(dir.path(), &snapshot("a", &files), Some(&loaded));
+        assert_eq!(todos, [Todo::Done(7), Todo::Fetch, Todo::Fetch, Todo::Fetch]);
+        assert!(db.join("CURRENT").exists(), "a part of the same snapshot goes on");
+
+        let files = [("1.sst", 4), ("2.sst", 4), ("CURRENT", 2)];
+        fs::write(db.join("stranger"), b"x").unwrap();
+        let (_, todos) = prepare(dir.path(), &snapshot("b", &files), Some(&loaded));
+        assert_eq!(todos, [Todo::Compare(7), Todo::Fetch, Todo::Fetch]);
+        assert!(db.join("2.sst").exists(), "the part of a table is kept: its checksum decides");
+        assert!(!db.join("CURRENT").exists() && !db.join("stranger").exists());
+    }
+
+    #[test]
+    fn a_damaged_manifest_means_to_start_again() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("manifest.json"), b"{").unwrap();
+        assert!(Manifest::load(dir.path()).unwrap().is_none());
+    }
+}
