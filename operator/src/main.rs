@@ -1,10 +1,13 @@
-//! The operator of Parovoz.
-use std::io::Write;
+//! The operator's binary: `run` and `crd`.
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut out = std::io::stdout().lock();
-    for crd in parovoz_api::crds() {
-        writeln!(out, "---\n{}", serde_saphyr::to_string(&crd)?)?;
+use std::process::ExitCode;
+
+use clap::Parser;
+use parovoz_operator::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Crd => parovoz_operator::cli::print_crds(),
+        Command::Run(options) => parovoz_operator::run::main(options),
     }
-    Ok(())
 }

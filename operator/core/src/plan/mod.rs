@@ -13,7 +13,7 @@ mod reign;
 
 use std::time::Duration;
 
-use parovoz_api::{FailoverReceipt, StoreReignSpec, Waiting, WaitingReason};
+use parovoz_api::{ConditionReason, FailoverReceipt, StoreReignSpec, Waiting, WaitingReason};
 
 pub use labels::RoleLabels;
 pub use members::target;
@@ -135,26 +135,17 @@ pub enum EventReason {
     PodEnded,
     /// A pod is removed because fewer members were asked for.
     MemberRemoved,
-    /// A condition of the store changed.
-    ConditionChanged,
+    /// A condition of the store changed, for this reason.
+    Condition(ConditionReason),
 }
 
 impl EventReason {
     /// The word.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub fn text(self) -> String {
         match self {
-            Self::FirstReign => "FirstReign",
-            Self::PrimaryRestarted => "PrimaryRestarted",
-            Self::PrimaryReplaced => "PrimaryReplaced",
-            Self::MembersChanged => "MembersChanged",
-            Self::SettingsChanged => "SettingsChanged",
-            Self::RecordRebuilt => "RecordRebuilt",
-            Self::PrimaryServing => "PrimaryServing",
-            Self::VolumeLost => "VolumeLost",
-            Self::PodEnded => "PodEnded",
-            Self::MemberRemoved => "MemberRemoved",
-            Self::ConditionChanged => "ConditionChanged",
+            Self::Condition(reason) => format!("{reason:?}"),
+            other => format!("{other:?}"),
         }
     }
 }

@@ -182,7 +182,7 @@ pub fn events(old: Option<&ReplicatedStoreStatus>, new: &ReplicatedStoreStatus) 
         .filter(changed)
         .map(|condition| Event {
             warning: conditions::is_bad(condition),
-            reason: EventReason::ConditionChanged,
+            reason: EventReason::Condition(condition.reason),
             note: format!(
                 "{:?} is {:?} ({:?}): {}",
                 condition.type_, condition.status, condition.reason, condition.message

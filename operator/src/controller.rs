@@ -1,0 +1,123 @@
+//! The driver: observe -> plan -> apply -> report, for each store that the queue names.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt};
+use kube::runtime::controller::{Action, Config, Error as RuntimeError, applier};
+use kube::{Client, Resource};
+use parovoz_operator_core::plan::{SOON, plan};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::caches::{Caches, GuardedStore};
+use crate::error::{Error, StoreRef};
+use crate::member::Members;
+use crate::metrics::{Metrics, PassResult};
+use crate::steps::apply::{Tools, apply};
+use crate::steps::observe::{Sources, observe};
+use crate::steps::report::Reporter;
+
+/// Longest pass over one store: its own requests are bounded, this bounds their sum.
+const PASS_WITHIN: Duration = Duration::from_secs(90);
+
+/// What every pass works with.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// What is watched.
+    pub caches: Caches,
+    /// Who is talked to.
+    pub members: Arc<Members>,
+    /// What is told.
+    pub reporter: Reporter,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Image for stores that name none.
+    pub default_image: String,
+}
+
+/// One pass over a store.
+///
+/// # Errors
+/// Something that the pass rests on failed; what was done until then stands, and the next pass observes anew.
+pub async fn reconcile(store: &GuardedStore, context: &Context) -> Result<(Action, PassResult), Error> {
+    let store = store.0.as_ref().map_err(|invalid| Error::Unreadable(invalid.error.clone()))?;
+    let last = store.metadata.uid.as_deref().and_then(|uid| context.reporter.last(uid));
+    let sources = Sources {
+        client: &context.client,
+        caches: &context.caches,
+        members: &context.members,
+        default_image: &context.default_image,
+    };
+    let observed = observe(&sources, store, last).await?;
+    if observed.store.deleting {
+        return Ok((Action::requeue(Duration::from_secs(30)), PassResult::Settled));
+    }
+    let plan = plan(&observed);
+    let tools = Tools { client: &context.client, members: &context.members, metrics: &context.metrics };
+    let applied = apply(&tools, &observed, &plan).await?;
+    context.reporter.report(&context.metrics, &observed, &plan, &applied).await?;
+    let pause = if applied.again { plan.requeue_after.min(SOON) } else { plan.requeue_after };
+    let result = if plan.changes_nothing() { PassResult::Settled } else { PassResult::Changed };
+    Ok((Action::requeue(pause), result))
+}
+
+async fn timed(store: Arc<GuardedStore>, context: Arc<Context>) -> Result<Action, Error> {
+    let began = Instant::now();
+    let done = match tokio::time::timeout(PASS_WITHIN, Box::pin(reconcile(&store, &context))).await {
+        Ok(done) => done,
+        Err(_) => Err(Error::Timeout(PASS_WITHIN)),
+    };
+    let seconds = began.elapsed().as_secs_f64();
+    match done {
+        Ok((action, result)) => {
+            context.metrics.pass(result, seconds);
+            Ok(action)
+        }
+        Err(error) => {
+            context.metrics.pass(error.class().into(), seconds);
+            let name = store.meta().name.as_deref().unwrap_or_default();
+            let namespace = store.meta().namespace.as_deref().unwrap_or_default();
+            tracing::warn!(store = name, namespace, class = ?error.class(), %error, "pass failed");
+            Err(error)
+        }
+    }
+}
+
+/// Work on what the queue names until it is closed and the passes under way have ended.
+pub async fn run(context: Arc<Context>, queue: mpsc::Receiver<StoreRef>, concurrency: u16, stop: impl Future<Output = ()>) {
+    let requests = ReceiverStream::new(queue).take_until(stop).map(Ok::<_, std::convert::Infallible>);
+    let config = Config::default().debounce(Duration::from_millis(50)).concurrency(concurrency);
+    let stores = context.caches.stores.clone();
+    let passes = applier(
+        |store, context| Box::pin(timed(store, context)),
+        |_, error, _| Action::requeue(error.pause()),
+        context.clone(),
+        stores,
+        requests,
+        config,
+    );
+    drain(&context, passes).await;
+}
+
+async fn drain<E>(context: &Context, passes: impl Stream<Item = Result<(StoreRef, Action), RuntimeError<Error, E>>>)
+where
+    E: std::error::Error + 'static,
+{
+    let mut passes = std::pin::pin!(passes);
+    while let Some(pass) = passes.next().await {
+        // Failed passes were logged where they failed.
+        if let Err(RuntimeError::ObjectNotFound(store)) = pass {
+            gone(context, &store.name, store.namespace.as_deref().unwrap_or_default());
+        }
+    }
+}
+
+/// A store is gone: stop talking to its members.
+fn gone(context: &Context, name: &str, namespace: &str) {
+    context.members.forget(&StoreRef::new(name).within(namespace));
+    context.metrics.store(format!("{namespace}/{name}"), None);
+    let alive = context.caches.stores.state();
+    context.reporter.retain(&|uid| alive.iter().any(|store| store.meta().uid.as_deref() == Some(uid)));
+}

@@ -1,0 +1,244 @@
+//! Step 3: carry a plan out, in its order and without choices of its own: the decision record first, and nothing of the
+//! rest if its swap fails; then orders, objects, labels, deletions.
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::NamespaceResourceScope;
+use kube::{Client, Resource, ResourceExt};
+use parovoz_api::{ReplicatedStore, StoreReign};
+use parovoz_operator_core::build::Object;
+use parovoz_operator_core::names;
+use parovoz_operator_core::observed::{Observed, StoreFacts};
+use parovoz_operator_core::plan::{Delete, DeleteKind, Plan, ReignWrite, RoleLabels};
+use parovoz_operator_core::status::Failure;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use std::fmt::Debug;
+
+use super::observe::{FromName, controlled};
+use crate::error::{Class, Error, StoreRef, classify};
+use crate::member::Members;
+use crate::metrics::Metrics;
+
+/// What a plan is carried out with.
+pub struct Tools<'a> {
+    /// The API server.
+    pub client: &'a Client,
+    /// The members.
+    pub members: &'a Members,
+    /// Metrics.
+    pub metrics: &'a Metrics,
+}
+
+/// A plan that was carried out. Only this can be reported.
+#[derive(Debug)]
+pub struct Applied {
+    /// What could not be done; the rest was.
+    pub failures: Vec<Failure>,
+    /// True if something failed that is worth trying again soon.
+    pub again: bool,
+}
+
+/// Carry a plan out.
+///
+/// # Errors
+/// The decision record could not be swapped. Nothing else was done then.
+pub async fn apply(tools: &Tools<'_>, observed: &Observed, plan: &Plan) -> Result<Applied, Error> {
+    let Plan {
+        objects,
+        deletes,
+        labels,
+        reign_write,
+        orders,
+        step: _,
+        waiting: _,
+        events: _,
+        failover: _,
+        target: _,
+        invalid: _,
+        requeue_after: _,
+    } = plan;
+    let store = &observed.store;
+    let mut applied = Applied { failures: Vec::new(), again: false };
+    if let Some(write) = reign_write {
+        swap(tools, store, write).await?;
+    }
+    let reference = StoreRef::from_obj_name(&store.name, &store.namespace);
+    let current = reign_write.as_ref().map(|write| &write.spec).or(observed.reign.as_ref().map(|reign| &reign.spec));
+    let lease_ms = current.map_or(0, |spec| u64::try_from(spec.current.lease_duration_ms).unwrap_or(0));
+    let sent = join_all(orders.iter().map(|order| tools.members.order(&reference, &store.uid, lease_ms, order))).await;
+    for error in sent.into_iter().filter_map(Result::err) {
+        tracing::warn!(store = %reference, %error, "order not carried out");
+        applied.again = true;
+    }
+    for object in objects {
+        let result = object_applied(tools.client, store, object).await;
+        applied.note(result, &format!("apply {}", object.name()), matches!(object, Object::Claim(_)));
+    }
+    for label in labels {
+        let result = labelled(tools.client, &store.namespace, label).await;
+        applied.note(result, &format!("label pod {}", label.pod), false);
+    }
+    for delete in deletes {
+        let result = deleted(tools.client, &store.namespace, delete).await;
+        applied.note(result, &format!("delete {}", delete.name), false);
+    }
+    Ok(applied)
+}
+
+/// Why an object was not applied.
+#[derive(Debug)]
+enum Refusal {
+    Foreign,
+    Api(kube::Error),
+}
+
+impl From<kube::Error> for Refusal {
+    fn from(error: kube::Error) -> Self {
+        Self::Api(error)
+    }
+}
+
+impl Applied {
+    fn note(&mut self, result: Result<(), Refusal>, what: &str, claim: bool) {
+        let (message, terminal, foreign) = match result {
+            Ok(()) => return,
+            Err(Refusal::Foreign) => (format!("{what}: an object of this name belongs to somebody else"), true, true),
+            Err(Refusal::Api(error)) => match classify(&error) {
+                // Seen too late or too early: the next observation knows better.
+                Class::Gone | Class::Conflict => {
+                    self.again = true;
+                    return;
+                }
+                class => (format!("{what}: {}", cause(&error)), class == Class::Terminal, false),
+            },
+        };
+        tracing::warn!(message, terminal, "plan not carried out in full");
+        self.again |= !terminal;
+        self.failures.push(Failure { message, terminal, foreign, claim: claim && terminal });
+    }
+}
+
+/// What the API server said, without its codes.
+fn cause(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+async fn swap(tools: &Tools<'_>, store: &StoreFacts, write: &ReignWrite) -> Result<(), Error> {
+    let api: Api<StoreReign> = Api::namespaced(tools.client.clone(), &store.namespace);
+    let mut reign = StoreReign::new(&store.name, write.spec.clone());
+    reign.metadata = ObjectMeta {
+        name: Some(store.name.clone()),
+        namespace: Some(store.namespace.clone()),
+        resource_version: write.expected.clone(),
+        labels: Some([(names::LABEL_STORE.to_owned(), store.name.clone())].into()),
+        owner_references: Some(vec![OwnerReference {
+            api_version: ReplicatedStore::api_version(&()).into_owned(),
+            kind: ReplicatedStore::kind(&()).into_owned(),
+            name: store.name.clone(),
+            uid: store.uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: Some(true),
+        }]),
+        ..ObjectMeta::default()
+    };
+    let params = PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
+    let written = match &write.expected {
+        Some(_) => api.replace(&store.name, &params, &reign).await,
+        None => api.create(&params, &reign).await,
+    };
+    match written {
+        Ok(_) => {
+            tools.metrics.reign_written();
+            let current = &write.spec.current;
+            tracing::info!(
+                store = store.name,
+                namespace = store.namespace,
+                epoch = current.epoch,
+                phase = ?current.phase,
+                cause = ?current.cause,
+                "decision record swapped"
+            );
+            Ok(())
+        }
+        Err(error) if matches!(classify(&error), Class::Conflict | Class::Gone) => Err(Error::Conflict),
+        Err(error) => Err(Error::WriteReign(error)),
+    }
+}
+
+async fn object_applied(client: &Client, store: &StoreFacts, object: &Object) -> Result<(), Refusal> {
+    match object {
+        Object::ServiceAccount(object) => one(client, store, object, owned).await,
+        Object::ConfigMap(object) => one(client, store, object, owned).await,
+        Object::Service(object) => one(client, store, object, owned).await,
+        Object::PodDisruptionBudget(object) => one(client, store, object, owned).await,
+        Object::Pod(object) => one(client, store, object, owned).await,
+        Object::Claim(object) => one(client, store, object, of_this_store).await,
+    }
+}
+
+fn owned<K: Resource>(present: &K, store: &StoreFacts) -> bool {
+    controlled(present, &store.uid)
+}
+
+/// Claims outlive their store by default, so they name it instead of being owned by it.
+fn of_this_store<K: ResourceExt>(present: &K, store: &StoreFacts) -> bool {
+    present.annotations().get(names::ANNOTATION_STORE_UID) == Some(&store.uid)
+}
+
+/// Apply one object, unless one of that name belongs to somebody else.
+async fn one<K>(
+    client: &Client,
+    store: &StoreFacts,
+    object: &K,
+    mine: fn(&kube::core::PartialObjectMeta<K>, &StoreFacts) -> bool,
+) -> Result<(), Refusal>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), &store.namespace);
+    let name = object.name_any();
+    if let Some(present) = api.get_metadata_opt(&name).await?
+        && !mine(&present, store)
+    {
+        return Err(Refusal::Foreign);
+    }
+    let params = PatchParams::apply(names::FIELD_MANAGER).force();
+    api.patch(&name, &params, &Patch::Apply(object)).await?;
+    Ok(())
+}
+
+/// Set the labels of exactly the pod that was seen: a pod of that name made since has another uid and is refused.
+async fn labelled(client: &Client, namespace: &str, labels: &RoleLabels) -> Result<(), Refusal> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let standing = labels.in_standing.then_some("true");
+    let patch = json!({"metadata": {
+        "uid": labels.uid,
+        "labels": {names::LABEL_ROLE: labels.role, names::LABEL_IN_STANDING: standing},
+    }});
+    let params = PatchParams { field_manager: Some(names::ROLE_MANAGER.into()), ..PatchParams::default() };
+    api.patch_metadata(&labels.pod, &params, &Patch::Merge(patch)).await?;
+    Ok(())
+}
+
+async fn deleted(client: &Client, namespace: &str, delete: &Delete) -> Result<(), Refusal> {
+    let exactly = Preconditions { uid: Some(delete.uid.clone()), resource_version: None };
+    let params = DeleteParams::background().preconditions(exactly);
+    match delete.kind {
+        DeleteKind::Pod => {
+            let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+            api.delete(&delete.name, &params).await?;
+        }
+        DeleteKind::Claim => {
+            let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+            api.delete(&delete.name, &params).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! The steps of one pass over a store.
+
+pub mod apply;
+pub mod observe;
+pub mod report;
