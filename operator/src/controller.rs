@@ -21,6 +21,9 @@ use crate::steps::report::Reporter;
 /// Longest pass over one store: its own requests are bounded, this bounds their sum.
 const PASS_WITHIN: Duration = Duration::from_secs(90);
 
+/// How soon something that the API server refused is tried again unchanged.
+const AFTER_REFUSAL: Duration = Duration::from_secs(10);
+
 /// What every pass works with.
 pub struct Context {
     /// The API server.
@@ -58,7 +61,13 @@ pub async fn reconcile(store: &GuardedStore, context: &Context) -> Result<(Actio
     let tools = Tools { client: &context.client, members: &context.members, metrics: &context.metrics };
     let applied = apply(&tools, &observed, &plan).await?;
     context.reporter.report(&context.metrics, &observed, &plan, &applied).await?;
-    let pause = if applied.again { plan.requeue_after.min(SOON) } else { plan.requeue_after };
+    let goes_on = applied.again || plan.reign_write.is_some() || !plan.orders.is_empty();
+    let pause = match (goes_on, applied.failures.is_empty()) {
+        (true, _) => plan.requeue_after.min(SOON),
+        (false, true) => plan.requeue_after,
+        // What was refused for what it is will be refused again.
+        (false, false) => plan.requeue_after.max(AFTER_REFUSAL),
+    };
     let result = if plan.changes_nothing() { PassResult::Settled } else { PassResult::Changed };
     Ok((Action::requeue(pause), result))
 }

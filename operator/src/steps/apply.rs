@@ -122,10 +122,10 @@ impl Applied {
     }
 }
 
-/// What the API server said, without its codes.
+/// What the API server said, without its codes and without the comparison that may follow the first line.
 fn cause(error: &kube::Error) -> String {
     match error {
-        kube::Error::Api(status) => status.message.clone(),
+        kube::Error::Api(status) => status.message.lines().next().unwrap_or_default().to_owned(),
         other => other.to_string(),
     }
 }

@@ -147,7 +147,9 @@ fn claim_differs(context: &Context<'_>, claim: &ClaimFacts) -> bool {
         DeletionPolicy::Retain => false,
         DeletionPolicy::Delete => true,
     };
-    claim.owned != wants_owner || claim.requested_bytes.is_some_and(|bytes| bytes < context.settings.storage_bytes)
+    // A claim can grow only once it is bound.
+    let smaller = claim.requested_bytes.is_some_and(|bytes| bytes < context.settings.storage_bytes);
+    claim.owned != wants_owner || (claim.bound && smaller)
 }
 
 fn restarts(context: &Context<'_>, stale: &[u32], plan: &mut Plan) {
