@@ -1,0 +1,327 @@
+//! One client's connection: what it sent and is not yet executed, and what it is owed, in order.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use mio::net::TcpStream;
+use parovoz_dataplane_core::resp::reply::{push_int, reply_len};
+use parovoz_dataplane_core::resp::{Parser, Proto, RequestLimits};
+
+use super::clients::ClientEntry;
+use super::message::ConnId;
+
+/// Bytes that wait for the client to read, from which on nothing more of it is executed.
+pub(super) const OUTPUT_PAUSE: usize = 1 << 20;
+/// Replies that wait for other loops or for replicas, from which on nothing more of it is executed.
+pub(super) const HOLES_MAX: usize = 4 << 10;
+/// A reply of several parts that would be larger is refused.
+pub(super) const REPLY_MAX: usize = 512 << 20;
+
+/// How the parts of a reply become one.
+#[derive(Debug)]
+pub(super) enum Merge {
+    /// There is only one.
+    One,
+    /// Integers are added.
+    Sum,
+    /// `OK` if all are.
+    AllOk,
+    /// Arrays; says for each item, which part it is taken from.
+    Items(Vec<u32>),
+}
+
+/// A reply that is not known yet.
+#[derive(Debug)]
+struct Hole {
+    merge: Merge,
+    left: usize,
+    parts: Vec<Vec<u8>>,
+}
+
+#[derive(Debug)]
+enum Segment {
+    Bytes(Vec<u8>),
+    Hole(Hole),
+}
+
+/// Replies in the order of the requests: bytes that may go out, then holes and what comes after them.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    ready: Vec<u8>,
+    sent: usize,
+    later: VecDeque<Segment>,
+    /// Number of the first segment of `later`.
+    first: u64,
+    holes: usize,
+    /// Bytes in the segments that are followed by a hole.
+    enclosed: usize,
+}
+
+/// Says that replies go to the bytes that may go out, not to a segment.
+pub(super) const READY: u64 = u64::MAX;
+
+impl Output {
+    /// Where the next reply is written, and the number to find it again.
+    pub(super) fn tail(&mut self) -> (&mut Vec<u8>, u64) {
+        if self.later.is_empty() {
+            return (&mut self.ready, READY);
+        }
+        if !matches!(self.later.back(), Some(Segment::Bytes(_))) {
+            self.later.push_back(Segment::Bytes(Vec::new()));
+        }
+        let number = self.first + self.later.len() as u64 - 1;
+        match self.later.back_mut() {
+            Some(Segment::Bytes(bytes)) => (bytes, number),
+            _ => (&mut self.ready, READY),
+        }
+    }
+
+    /// The bytes that [`Output::tail`] gave under this number.
+    pub(super) fn segment(&mut self, number: u64) -> Option<&mut Vec<u8>> {
+        if number == READY {
+            return Some(&mut self.ready);
+        }
+        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        match self.later.get_mut(index) {
+            Some(Segment::Bytes(bytes)) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// Leaves a place for a reply that comes later, in so many parts.
+    pub(super) fn hole(&mut self, merge: Merge, parts: usize) -> u64 {
+        if let Some(Segment::Bytes(bytes)) = self.later.back() {
+            self.enclosed += bytes.len();
+        }
+        self.later.push_back(Segment::Hole(Hole { merge, left: parts, parts: vec![Vec::new(); parts] }));
+        self.holes += 1;
+        self.first + self.later.len() as u64 - 1
+    }
+
+    /// Puts a part of a reply into its place.
+    pub(super) fn fill(&mut self, number: u64, part: u32, bytes: &[u8]) {
+        let Some(index) = number.checked_sub(self.first).and_then(|i| usize::try_from(i).ok()) else { return };
+        let Some(Segment::Hole(hole)) = self.later.get_mut(index) else { return };
+        let Some(place) = hole.parts.get_mut(part as usize) else { return };
+        if place.is_empty() {
+            place.extend_from_slice(bytes);
+            hole.left -= 1;
+        }
+        while let Some(front) = self.later.front_mut() {
+            match front {
+                Segment::Bytes(bytes) => {
+                    self.enclosed = self.enclosed.saturating_sub(bytes.len());
+                    self.ready.append(bytes);
+                }
+                Segment::Hole(hole) if hole.left > 0 => return,
+                Segment::Hole(hole) => {
+                    merge(hole, &mut self.ready);
+                    self.holes -= 1;
+                }
+            }
+            self.later.pop_front();
+            self.first += 1;
+        }
+    }
+
+    /// Replies that are not known yet.
+    pub(super) fn holes(&self) -> usize {
+        self.holes
+    }
+
+    /// Bytes that wait, for the client to read or for a hole to be filled.
+    pub(super) fn waiting(&self) -> usize {
+        let last = if let Some(Segment::Bytes(bytes)) = self.later.back() { bytes.len() } else { 0 };
+        self.unsent().len() + self.enclosed + last
+    }
+
+    /// Bytes that may go out.
+    pub(super) fn unsent(&self) -> &[u8] {
+        &self.ready[self.sent..]
+    }
+
+    /// So many of them went out.
+    pub(super) fn advance(&mut self, sent: usize) {
+        self.sent += sent;
+        if self.sent == self.ready.len() {
+            self.ready.clear();
+            self.sent = 0;
+            if self.ready.capacity() > OUTPUT_PAUSE {
+                self.ready = Vec::new();
+            }
+        }
+    }
+}
+
+/// Joins the parts of a reply; an error in any part is the reply.
+fn merge(hole: &mut Hole, out: &mut Vec<u8>) {
+    if let Some(error) = hole.parts.iter().find(|p| p.first() == Some(&b'-')) {
+        out.extend_from_slice(error);
+        return;
+    }
+    match &hole.merge {
+        Merge::One | Merge::AllOk => out.append(&mut hole.parts[0]),
+        Merge::Sum => {
+            let number = |p: &Vec<u8>| parovoz_dataplane_core::resp::parser::integer(p.get(1..p.len().saturating_sub(2))?);
+            let sum = hole.parts.iter().filter_map(number).fold(0i64, i64::saturating_add);
+            out.push(b':');
+            push_int(out, sum);
+            out.extend_from_slice(b"\r\n");
+        }
+        Merge::Items(order) => {
+            if hole.parts.iter().map(Vec::len).sum::<usize>() > REPLY_MAX {
+                out.extend_from_slice(b"-ERR the reply would be too large: ask for fewer keys\r\n");
+                return;
+            }
+            out.push(b'*');
+            push_int(out, order.len() as i64);
+            out.extend_from_slice(b"\r\n");
+            let head = |p: &Vec<u8>| p.iter().position(|b| *b == b'\n').map_or(p.len(), |at| at + 1);
+            let mut at: Vec<usize> = hole.parts.iter().map(head).collect();
+            for part in order {
+                let (part, from) = (&hole.parts[*part as usize], &mut at[*part as usize]);
+                let len = reply_len(&part[*from..]).unwrap_or(0);
+                out.extend_from_slice(&part[*from..*from + len]);
+                *from += len;
+            }
+        }
+    }
+}
+
+/// Why nothing more of a connection's input is executed at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Pause {
+    /// It is executed.
+    #[default]
+    None,
+    /// The next command must see the outcome of all before it.
+    Holes,
+    /// Too many requests of this loop are at other loops.
+    Credit,
+    /// A prefix is being created.
+    Creating,
+    /// It moves to this loop once all its replies are known.
+    Moving(usize),
+    /// It is closed once all its replies are written.
+    Closing,
+}
+
+/// What commands see of their connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) id: ConnId,
+    pub(super) proto: Proto,
+    pub(super) output: Output,
+    pub(super) pause: Pause,
+    /// Why the prefix that its next command needs was not created.
+    pub(super) create_error: Option<String>,
+    pub(super) client: Arc<ClientEntry>,
+    /// The loop that the last requests were forwarded to, and how many in a row.
+    pub(super) streak: (usize, u32),
+    /// How long a streak moves the connection; grows with every move, so that it settles.
+    pub(super) move_after: u32,
+    /// Already in the list of those that have something to write.
+    pub(super) dirty: bool,
+}
+
+impl Session {
+    /// Whether more of its input may be executed.
+    pub(super) fn may_run(&self) -> bool {
+        self.pause == Pause::None && self.output.holes() < HOLES_MAX && self.output.waiting() < OUTPUT_PAUSE
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) stream: TcpStream,
+    pub(super) parser: Parser,
+    /// Read, not yet executed; begins with the start of a request.
+    pub(super) input: Vec<u8>,
+    pub(super) session: Session,
+    /// There may be something to read.
+    pub(super) readable: bool,
+    /// The client has closed its side: the end comes after what is left to read.
+    pub(super) ending: bool,
+    /// `input` may hold whole requests, whose execution was stopped.
+    pub(super) stalled: bool,
+    /// Since when the client has taken nothing of what waits for it (`boot_ms`); 0 = nothing waits.
+    pub(super) stuck_since: u64,
+}
+
+impl Conn {
+    pub(super) fn new(stream: TcpStream, client: Arc<ClientEntry>, batch_limit: usize) -> Self {
+        Self {
+            stream,
+            parser: Parser::new(RequestLimits::for_batch(batch_limit)),
+            input: Vec::new(),
+            session: Session {
+                id: ConnId { index: 0, serial: 0 },
+                proto: Proto::Two,
+                output: Output::default(),
+                pause: Pause::None,
+                create_error: None,
+                client,
+                streak: (0, 0),
+                move_after: 64,
+                dirty: false,
+            },
+            readable: true,
+            ending: false,
+            stalled: false,
+            stuck_since: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(output: &mut Output) -> String {
+        let text = String::from_utf8_lossy(output.unsent()).into_owned();
+        output.advance(text.len());
+        text
+    }
+
+    #[test]
+    fn replies_go_out_in_the_order_of_requests_whatever_order_they_come_in() {
+        let mut o = Output::default();
+        o.tail().0.extend_from_slice(b"+1\r\n");
+        let first = o.hole(Merge::One, 1);
+        o.tail().0.extend_from_slice(b"+3\r\n");
+        let second = o.hole(Merge::One, 1);
+        o.tail().0.extend_from_slice(b"+5\r\n");
+        assert_eq!(sent(&mut o), "+1\r\n");
+        o.fill(second, 0, b"+4\r\n");
+        assert_eq!(sent(&mut o), "");
+        o.fill(first, 0, b"+2\r\n");
+        assert_eq!(sent(&mut o), "+2\r\n+3\r\n+4\r\n+5\r\n");
+        assert_eq!(o.tail().1, READY);
+    }
+
+    #[test]
+    fn parts_become_one_reply() {
+        let mut o = Output::default();
+        let sum = o.hole(Merge::Sum, 2);
+        let items = o.hole(Merge::Items(vec![1, 0, 1]), 2);
+        let failed = o.hole(Merge::AllOk, 2);
+        o.fill(failed, 0, b"+OK\r\n");
+        o.fill(failed, 1, b"-READONLY x\r\n");
+        o.fill(items, 0, b"*1\r\n$1\r\nb\r\n");
+        o.fill(items, 1, b"*2\r\n$1\r\na\r\n$-1\r\n");
+        o.fill(sum, 0, b":2\r\n");
+        o.fill(sum, 1, b":3\r\n");
+        assert_eq!(sent(&mut o), ":5\r\n*3\r\n$1\r\na\r\n$1\r\nb\r\n$-1\r\n-READONLY x\r\n");
+    }
+
+    #[test]
+    fn a_reply_that_comes_twice_or_to_nobody_changes_nothing() {
+        let mut o = Output::default();
+        let hole = o.hole(Merge::One, 1);
+        o.fill(hole, 0, b"+1\r\n");
+        o.fill(hole, 0, b"+2\r\n");
+        o.fill(99, 0, b"+3\r\n");
+        assert_eq!(sent(&mut o), "+1\r\n");
+    }
+}

@@ -1,0 +1,478 @@
+//! Executes requests on the prefixes that one loop owns: one logical writer a prefix, one batch a prefix and pass.
+//!
+//! Within a pass a write goes into its prefix's batch and into the object cache; [`Executor::commit_all`] ends the pass. A read
+//! sees the cache first. What the cache no longer has but the batch may hold (`pending`) is committed before the database is
+//! asked, so that everybody reads what was written before.
+
+mod calls;
+mod commands;
+mod park;
+mod write;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use parovoz_dataplane_core::batch::BatchBuilder;
+use parovoz_dataplane_core::command::key::{self, Key};
+use parovoz_dataplane_core::command::table;
+use parovoz_dataplane_core::types::{Limits, PrefixName, PrefixUuid, Sequence};
+use parovoz_dataplane_core::value;
+use parovoz_engine::Family;
+
+use super::cache::{Cached, ObjectCache};
+use super::pending::Pending;
+use super::stats::{ShardStats, add};
+use super::Shared;
+use crate::config::Durability;
+use crate::store::prefix::{Copy, Prefix};
+use crate::store::RoleView;
+
+pub(super) use commands::At;
+pub(super) use park::{Mark, MarkAt, Waiter, replace_replies};
+
+/// Why a request is refused; the text is the reply.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("READONLY You can't write against a read only replica. primary is {0}")]
+    ReadOnly(String),
+    #[error("LOADING prefix '{0}' is being loaded on this member")]
+    Loading(PrefixName),
+    #[error("TRYAGAIN prefix '{0}' is not served by this member at the moment")]
+    NotServed(String),
+    #[error("ERR key is {len} bytes, the limit is {limit}")]
+    LongKey { len: usize, limit: usize },
+    #[error("ERR value is {len} bytes, the limit is {limit}")]
+    LongValue { len: usize, limit: usize },
+    #[error("ERR request is {len} bytes, the limit of a batch is {limit}")]
+    LongBatch { len: usize, limit: usize },
+    #[error("ERR the reply would be larger than {0} bytes: ask for fewer keys")]
+    LongReply(usize),
+    #[error("{0}")]
+    BadPrefix(String),
+    #[error("ERR value is not an integer or out of range")]
+    NotInteger,
+    #[error("ERR increment or decrement would overflow")]
+    Overflow,
+    #[error("ERR invalid expire time in '{0}' command")]
+    InvalidExpire(&'static str),
+    #[error("ERR {0}")]
+    Engine(String),
+    #[error("TIMEOUT write outcome unknown: {0}")]
+    Unknown(&'static str),
+}
+
+/// Who executes what concerns a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Target {
+    /// This loop; index of the prefix's state.
+    Mine(usize),
+    /// Another loop.
+    Other(usize),
+    /// There is no such prefix.
+    Unknown,
+}
+
+/// What a loop knows of one of its prefixes.
+#[derive(Debug)]
+pub(super) struct PrefixState {
+    pub(super) prefix: Arc<Prefix>,
+    /// Held during a pass only, so that an idle loop keeps no replaced copy open.
+    copy: Option<Arc<Copy>>,
+    /// Which copy the cache is about: its generation and address.
+    cached_copy: (u64, usize),
+    /// Owner of this prefix's objects in the cache; another number forgets them all.
+    cache_owner: u32,
+    builder: BatchBuilder,
+    /// Number of the batch under way, to tell which replies depend on it.
+    batch: u32,
+    /// The batch deletes everything that was before it.
+    flushes: bool,
+    touched: bool,
+    gone: bool,
+    waiting: park::Waiting,
+}
+
+/// A value that was read.
+#[derive(Debug, Clone, Copy)]
+struct Seen<'a> {
+    value: &'a [u8],
+    /// 0 = never.
+    expires_at_ms: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Executor {
+    pub(super) shared: Arc<Shared>,
+    pub(super) shard: usize,
+    pub(super) limits: Limits,
+    cache: ObjectCache,
+    hasher: RandomState,
+    next_owner: u32,
+    pub(super) states: Vec<PrefixState>,
+    names: HashMap<Box<[u8]>, Target, RandomState>,
+    by_uuid: HashMap<PrefixUuid, usize>,
+    /// The prefix that was asked for last: most requests in a row are about the same.
+    last_name: Box<[u8]>,
+    last_target: Target,
+    version: u64,
+    role: Arc<RoleView>,
+    /// Whether this member takes writes.
+    pub(super) primary: bool,
+    /// W.
+    pub(super) required: u32,
+    sync: bool,
+    pub(super) now_ms: u64,
+    boot_ms: u64,
+    touched: Vec<usize>,
+    pending: Pending,
+    scratch: Vec<u8>,
+    /// Prefixes whose batch the present command's reply depends on.
+    depends: Vec<usize>,
+    pub(super) marks: Vec<Mark>,
+    /// Batches that were not committed in this pass, and the reply instead of theirs.
+    failed: Vec<(usize, u32, Refusal)>,
+    /// Replies that may go out now.
+    pub(super) finished: Vec<park::Finished>,
+    /// Why the process must end.
+    pub(super) fatal: Option<String>,
+    pub(super) counts: [u32; table::COUNT],
+    hits: u64,
+    misses: u64,
+    cache_hits: u64,
+    cache_misses: u64,
+    pub(super) errors: u64,
+}
+
+impl Executor {
+    pub(super) fn new(shared: Arc<Shared>, shard: usize) -> Self {
+        let role = shared.store.role();
+        Self {
+            shard,
+            limits: shared.store.limits,
+            cache: ObjectCache::new(shared.cache_bytes),
+            hasher: RandomState::default(),
+            next_owner: 1,
+            states: Vec::new(),
+            names: HashMap::default(),
+            by_uuid: HashMap::new(),
+            last_name: Box::default(),
+            last_target: Target::Unknown,
+            version: 0,
+            primary: role.is_primary,
+            required: role.required_acks(),
+            role,
+            sync: true,
+            now_ms: 0,
+            boot_ms: 0,
+            touched: Vec::new(),
+            pending: Pending::default(),
+            scratch: Vec::new(),
+            depends: Vec::new(),
+            marks: Vec::new(),
+            failed: Vec::new(),
+            finished: Vec::new(),
+            fatal: None,
+            counts: [0; table::COUNT],
+            hits: 0,
+            misses: 0,
+            cache_hits: 0,
+            cache_misses: 0,
+            errors: 0,
+            shared,
+        }
+    }
+
+    pub(super) fn stats(&self) -> &ShardStats {
+        &self.shared.stats[self.shard]
+    }
+
+    pub(super) fn cache_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Starts a pass at these times.
+    pub(super) fn begin(&mut self, now_ms: u64, boot_ms: u64) {
+        self.now_ms = now_ms;
+        self.boot_ms = boot_ms;
+        self.sync = self.shared.store.settings.load().durability == Durability::Sync;
+        self.refresh();
+    }
+
+    /// Takes note of changed roles and prefixes.
+    pub(super) fn refresh(&mut self) {
+        let version = self.shared.store.version();
+        if version == self.version {
+            return;
+        }
+        // What was batched under the old role is decided under it.
+        self.commit_all();
+        self.version = version;
+        self.role = self.shared.store.role();
+        self.primary = self.role.is_primary;
+        self.required = self.role.required_acks();
+        self.refresh_prefixes();
+        for index in 0..self.states.len() {
+            self.forget(index);
+            if !self.primary || self.states[index].gone {
+                self.abandon(index, "this member is no longer the prefix's primary");
+            } else if self.required == 0 {
+                // The new reign needs no replica, and what was committed is in its history.
+                let prefix = &self.states[index].prefix;
+                prefix.release(prefix.applied());
+            }
+        }
+    }
+
+    fn refresh_prefixes(&mut self) {
+        let map = self.shared.store.prefixes();
+        self.names.clear();
+        for state in &mut self.states {
+            state.gone = true;
+        }
+        for (name, prefix) in &map.by_name {
+            let target = if prefix.shard == self.shard { Target::Mine(self.adopt(prefix)) } else { Target::Other(prefix.shard) };
+            self.names.insert(name.clone(), target);
+        }
+        self.by_uuid = self.states.iter().enumerate().filter(|(_, s)| !s.gone).map(|(i, s)| (s.prefix.uuid, i)).collect();
+        self.last_name = Box::default();
+        self.last_target = Target::Unknown;
+    }
+
+    /// The state of a prefix of this loop, an old one or a new one.
+    fn adopt(&mut self, prefix: &Arc<Prefix>) -> usize {
+        if let Some(&index) = self.by_uuid.get(&prefix.uuid) {
+            self.states[index].gone = false;
+            return index;
+        }
+        let state = PrefixState {
+            prefix: prefix.clone(),
+            copy: None,
+            cached_copy: (0, 0),
+            cache_owner: 0,
+            builder: BatchBuilder::default(),
+            batch: 0,
+            flushes: false,
+            touched: false,
+            gone: false,
+            waiting: park::Waiting::default(),
+        };
+        // The place of one that is gone, of which nothing is left, is taken over.
+        let free = self.states.iter().position(|s| s.gone && !self.by_uuid.contains_key(&s.prefix.uuid) && s.waiting.is_empty());
+        let index = free.unwrap_or(self.states.len());
+        match self.states.get_mut(index) {
+            Some(place) => *place = state,
+            None => self.states.push(state),
+        }
+        self.forget(index);
+        index
+    }
+
+    /// Forgets what the cache knows of a prefix.
+    fn forget(&mut self, index: usize) {
+        // Numbers are never used again: there are four billion.
+        self.next_owner = self.next_owner.wrapping_add(1);
+        self.states[index].cache_owner = self.next_owner;
+    }
+
+    /// Splits a key and finds who executes what concerns it.
+    pub(super) fn resolve<'k>(&mut self, key: &'k [u8]) -> (Target, Key<'k>) {
+        let key = key::split(key);
+        if *key.prefix == *self.last_name && self.last_target != Target::Unknown {
+            return (self.last_target, key);
+        }
+        match self.names.get(key.prefix) {
+            Some(&target) => {
+                self.last_name = key.prefix.into();
+                self.last_target = target;
+                (target, key)
+            }
+            None => (Target::Unknown, key),
+        }
+    }
+
+    /// Names the prefix of a key that has none here, or says why it can't have one.
+    pub(super) fn new_prefix_name(prefix: &[u8]) -> Result<PrefixName, Refusal> {
+        let name = std::str::from_utf8(prefix).ok().and_then(|name| PrefixName::new(name).ok());
+        name.ok_or_else(|| Refusal::BadPrefix(key::bad_prefix_text(prefix)))
+    }
+
+    pub(super) fn state_of(&self, uuid: PrefixUuid) -> Option<usize> {
+        self.by_uuid.get(&uuid).copied()
+    }
+
+    pub(super) fn read_only(&self) -> Refusal {
+        let primary = self.role.primary.as_ref().map_or("", |p| p.resp.as_str());
+        Refusal::ReadOnly(if primary.is_empty() { "unknown at the moment".to_owned() } else { primary.to_owned() })
+    }
+
+    /// The primary's address for gRPC clients; empty if unknown.
+    pub(super) fn primary_client(&self) -> String {
+        self.role.primary.as_ref().map_or_else(String::new, |p| p.client.clone())
+    }
+
+    pub(super) fn check_key(&self, key: &[u8]) -> Result<(), Refusal> {
+        if key.len() > self.limits.key { Err(Refusal::LongKey { len: key.len(), limit: self.limits.key }) } else { Ok(()) }
+    }
+
+    pub(super) fn check_value(&self, value: &[u8]) -> Result<(), Refusal> {
+        if value.len() > self.limits.value {
+            Err(Refusal::LongValue { len: value.len(), limit: self.limits.value })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes hold of a prefix's copy for this pass.
+    fn touch(&mut self, index: usize) -> Result<(), Refusal> {
+        if self.states[index].touched {
+            return Ok(());
+        }
+        let state = &mut self.states[index];
+        if state.gone {
+            return Err(Refusal::NotServed(state.prefix.name.to_string()));
+        }
+        let Some(copy) = state.prefix.copy() else { return Err(Refusal::Loading(state.prefix.name.clone())) };
+        let identity = (copy.generation, Arc::as_ptr(&copy) as usize);
+        let changed = state.cached_copy != identity;
+        state.cached_copy = identity;
+        state.copy = Some(copy);
+        state.touched = true;
+        self.touched.push(index);
+        if changed {
+            self.forget(index);
+        }
+        Ok(())
+    }
+
+    fn hash(&self, index: usize, key: &[u8]) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write_u32(self.states[index].cache_owner);
+        hasher.write(key);
+        hasher.finish()
+    }
+
+    /// Notes that the present command's reply shows what a batch holds, or what replicas may not have yet.
+    fn depend(&mut self, index: usize) {
+        if (self.required > 0 && self.primary || self.states[index].builder.count() > 0) && !self.depends.contains(&index) {
+            self.depends.push(index);
+        }
+    }
+
+    /// Reads a key; what is expired is not there.
+    fn read(&mut self, index: usize, hash: u64, key: &[u8]) -> Result<Option<Seen<'_>>, Refusal> {
+        self.touch(index)?;
+        let seen = if self.primary { self.read_cached(index, hash, key)? } else { self.read_database(index, key)? };
+        let (found, expires_at_ms) = match seen {
+            Place::Nowhere => (None, 0),
+            Place::Cache(place) => {
+                let object = self.cache.at(place);
+                (object.value, object.expires_at_ms)
+            }
+            Place::Scratch(expires) => (Some(self.scratch.as_slice()), expires),
+        };
+        let now = self.now_ms;
+        match found.filter(|_| expires_at_ms == 0 || expires_at_ms > now) {
+            Some(value) => {
+                self.hits += 1;
+                Ok(Some(Seen { value, expires_at_ms }))
+            }
+            None => {
+                self.misses += 1;
+                Ok(None)
+            }
+        }
+    }
+
+    fn read_cached(&mut self, index: usize, hash: u64, key: &[u8]) -> Result<Place, Refusal> {
+        let owner = self.states[index].cache_owner;
+        if let Some(place) = self.cache.find(hash, owner, key) {
+            self.cache_hits += 1;
+            return Ok(Place::Cache(place));
+        }
+        self.cache_misses += 1;
+        if self.states[index].builder.count() > 0 && (self.states[index].flushes || self.pending.may_hold(hash)) {
+            self.commit(index)?;
+        }
+        let found = self.read_database(index, key)?;
+        if let Place::Scratch(expires_at_ms) = found {
+            let object = Cached { value: Some(&self.scratch), expires_at_ms };
+            self.cache.insert(hash, owner, key, object);
+        }
+        Ok(found)
+    }
+
+    fn read_database(&mut self, index: usize, key: &[u8]) -> Result<Place, Refusal> {
+        let Self { states, scratch, .. } = self;
+        let Some(copy) = &states[index].copy else { return Err(Refusal::Loading(states[index].prefix.name.clone())) };
+        scratch.clear();
+        let mut expires = 0;
+        let mut bad = None;
+        let found = copy.db.get_with(Family::Data, key, &mut |stored| match value::decode(stored) {
+            Ok(stored) => {
+                scratch.extend_from_slice(stored.value);
+                expires = stored.expires_at_ms.unwrap_or(0);
+            }
+            Err(e) => bad = Some(e),
+        });
+        match (found, bad) {
+            (Err(e), _) => Err(Refusal::Engine(e.to_string())),
+            (_, Some(e)) => Err(Refusal::Engine(e.to_string())),
+            (Ok(true), None) => Ok(Place::Scratch(expires)),
+            (Ok(false), None) => Ok(Place::Nowhere),
+        }
+    }
+
+    /// Ends a pass: commits every batch and lets the copies go.
+    pub(super) fn commit_all(&mut self) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for &index in &touched {
+            // The refusal stands in `failed`, from where the replies are corrected.
+            let _ = self.commit(index);
+            let state = &mut self.states[index];
+            state.touched = false;
+            state.copy = None;
+        }
+        touched.clear();
+        self.touched = touched;
+        self.pending.clear();
+    }
+
+    /// Moves what was counted into the atomics that others read.
+    pub(super) fn publish_counts(&mut self) {
+        let stats = &self.shared.stats[self.shard];
+        for (counter, count) in stats.commands.iter().zip(&mut self.counts) {
+            if *count > 0 {
+                add(counter, u64::from(std::mem::take(count)));
+            }
+        }
+        let pairs = [
+            (&stats.hits, &mut self.hits),
+            (&stats.misses, &mut self.misses),
+            (&stats.cache_hits, &mut self.cache_hits),
+            (&stats.cache_misses, &mut self.cache_misses),
+            (&stats.errors, &mut self.errors),
+        ];
+        for (counter, count) in pairs {
+            if *count > 0 {
+                add(counter, std::mem::take(count));
+            }
+        }
+    }
+
+    /// The last record that a prefix's database shows.
+    fn latest(&self, index: usize) -> Sequence {
+        self.states[index].prefix.applied()
+    }
+}
+
+/// Where a value that was looked for is.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Nowhere,
+    Cache(super::cache::Place),
+    /// In the scratch buffer, with its expiry.
+    Scratch(u64),
+}

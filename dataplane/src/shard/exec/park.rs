@@ -1,0 +1,239 @@
+//! Replies that may not go out yet: they wait for their batch's commit, and under W > 0 for replicas.
+//!
+//! Under W = 0 replies are written at once into the buffer that goes out after the commit; a [`Mark`] says which of them a
+//! failed commit must turn into errors. Everything else ([`Waiter`]) is kept apart until it may go.
+
+use std::collections::VecDeque;
+
+use parovoz_dataplane_core::resp::reply::reply_len;
+use parovoz_dataplane_core::types::{Position, Sequence};
+
+use super::{Executor, Refusal};
+use crate::shard::message::{Answer, CallReply, ConnId, ReplyTo};
+use crate::shard::stats::add;
+
+/// How long a reply waits for replicas, in milliseconds.
+const PARKED_MS: u64 = 10_000;
+
+/// A reply that is ready: where it belongs, and its bytes.
+pub(in crate::shard) type Finished = (ReplyTo, Vec<u8>);
+
+/// Which buffer replies stand in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::shard) enum MarkAt {
+    /// A segment of a connection's output.
+    Conn(ConnId, u64),
+    /// An item of the replies to another loop.
+    Item(usize, usize),
+}
+
+/// Replies that depend on a batch of this pass: those from `from` to `to` in their buffer.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::shard) struct Mark {
+    pub(in crate::shard) at: MarkAt,
+    pub(in crate::shard) from: usize,
+    pub(in crate::shard) to: usize,
+    pub(in crate::shard) index: usize,
+    pub(in crate::shard) batch: u32,
+}
+
+/// Who waits.
+#[derive(Debug)]
+pub(in crate::shard) enum Waiter {
+    /// A connection, here or at another loop.
+    Reply(ReplyTo, Vec<u8>),
+    /// A thread that is not a loop.
+    Call(CallReply, Answer),
+}
+
+/// A reply that waits for replicas.
+#[derive(Debug)]
+struct Parked {
+    until: Sequence,
+    deadline: u64,
+    waiter: Waiter,
+}
+
+/// What waits on one prefix.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    /// For the commit of the batch under way.
+    commit: Vec<Waiter>,
+    /// For replicas, in order.
+    replicas: VecDeque<Parked>,
+}
+
+impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.commit.is_empty() && self.replicas.is_empty()
+    }
+}
+
+impl Executor {
+    /// Whether the reply of the command just executed must wait; if not, and it depends on batches, it is marked.
+    ///
+    /// Under W > 0 a command concerns one prefix only (others are split before), whose index is answered.
+    pub(in crate::shard) fn settle(&mut self, at: MarkAt, from: usize, to: usize) -> Option<usize> {
+        if self.depends.is_empty() {
+            return None;
+        }
+        if self.required > 0 {
+            let index = self.depends[0];
+            self.depends.clear();
+            let behind = self.states[index].prefix.released() < self.latest(index);
+            return (self.states[index].builder.count() > 0 || behind).then_some(index);
+        }
+        for index in self.depends.drain(..) {
+            let batch = self.states[index].batch;
+            match self.marks.last_mut() {
+                // One mark for all replies of a connection in a row.
+                Some(last) if last.at == at && last.to == from && last.index == index && last.batch == batch => last.to = to,
+                _ => self.marks.push(Mark { at, from, to, index, batch }),
+            }
+        }
+        None
+    }
+
+    /// Keeps a reply until a prefix's batch is committed and, under W > 0, held by replicas.
+    pub(in crate::shard) fn park(&mut self, index: usize, waiter: Waiter) {
+        self.states[index].waiting.commit.push(waiter);
+        if !self.touched.contains(&index) {
+            // So that the end of the pass looks at it even if its copy is gone.
+            self.touched.push(index);
+        }
+    }
+
+    /// The batch that replies waited for is committed at `position` (or there was none): now they wait for replicas.
+    pub(super) fn sequence_waiting(&mut self, index: usize, position: Option<Position>) {
+        if self.states[index].waiting.commit.is_empty() {
+            return;
+        }
+        let latest = self.states[index].prefix.applied();
+        let now_at = self.states[index].prefix.position_at(latest);
+        let deadline = self.boot_ms + PARKED_MS;
+        let waiting = std::mem::take(&mut self.states[index].waiting.commit);
+        for mut waiter in waiting {
+            if let Waiter::Call(_, Answer::Written { position: at, .. }) = &mut waiter {
+                *at = position.unwrap_or(now_at);
+            }
+            let until = position.map_or(latest, |p| p.sequence);
+            self.states[index].waiting.replicas.push_back(Parked { until, deadline, waiter });
+        }
+        self.release(index);
+    }
+
+    /// Lets go what replicas have by now.
+    fn release(&mut self, index: usize) {
+        let state = &mut self.states[index];
+        let released = state.prefix.released();
+        let gated = self.primary && self.required > 0;
+        while let Some(front) = state.waiting.replicas.front() {
+            if gated && front.until > released {
+                break;
+            }
+            match state.waiting.replicas.pop_front().map(|p| p.waiter) {
+                Some(Waiter::Reply(to, bytes)) => self.finished.push((to, bytes)),
+                Some(Waiter::Call(reply, answer)) => reply.send(Ok(answer)),
+                None => break,
+            }
+        }
+    }
+
+    /// Lets go what replicas have by now, of all prefixes, and gives up what waited too long.
+    pub(in crate::shard) fn release_all(&mut self) -> usize {
+        let mut left = 0;
+        for index in 0..self.states.len() {
+            if self.states[index].waiting.replicas.is_empty() {
+                continue;
+            }
+            self.release(index);
+            let boot_ms = self.boot_ms;
+            let replicas = &mut self.states[index].waiting.replicas;
+            let late = replicas.iter().take_while(|p| p.deadline <= boot_ms).count();
+            let late: Vec<Waiter> = replicas.drain(..late).map(|p| p.waiter).collect();
+            left += replicas.len();
+            self.give_up(late, "not enough replicas confirmed it in time; it may or may not survive");
+        }
+        self.stats().parked.store(left as u64, std::sync::atomic::Ordering::Relaxed);
+        left
+    }
+
+    /// Answers everything that waits for replicas of a prefix with "nobody knows".
+    pub(super) fn abandon(&mut self, index: usize, why: &'static str) {
+        let waiting = std::mem::take(&mut self.states[index].waiting.replicas);
+        self.give_up(waiting.into_iter().map(|p| p.waiter).collect(), why);
+    }
+
+    fn give_up(&mut self, waiters: Vec<Waiter>, why: &'static str) {
+        add(&self.stats().parked_timeouts, waiters.len() as u64);
+        for waiter in waiters {
+            self.refuse(waiter, &Refusal::Unknown(why));
+        }
+    }
+
+    /// The batch that replies waited for was not committed.
+    pub(super) fn fail_waiting(&mut self, index: usize, refusal: &Refusal) {
+        for waiter in std::mem::take(&mut self.states[index].waiting.commit) {
+            self.refuse(waiter, refusal);
+        }
+    }
+
+    fn refuse(&mut self, waiter: Waiter, refusal: &Refusal) {
+        match waiter {
+            Waiter::Reply(to, _) => {
+                self.errors += 1;
+                self.finished.push((to, refusal_bytes(refusal)));
+            }
+            Waiter::Call(reply, _) => reply.send(Err(self.call_error(refusal.clone()))),
+        }
+    }
+
+    /// Marks of this pass whose batch was not committed, each with the error that takes its replies' place.
+    pub(in crate::shard) fn take_failed(&mut self) -> Vec<(Mark, Vec<u8>)> {
+        let failed = std::mem::take(&mut self.failed);
+        let marks = self.marks.drain(..);
+        if failed.is_empty() {
+            return Vec::new();
+        }
+        let refusal = |m: &Mark| failed.iter().find(|(index, batch, _)| *index == m.index && *batch == m.batch);
+        marks.filter_map(|m| refusal(&m).map(|(_, _, r)| (m, refusal_bytes(r)))).collect()
+    }
+}
+
+fn refusal_bytes(refusal: &Refusal) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    parovoz_dataplane_core::resp::Reply::new(&mut bytes, Default::default()).error(&refusal.to_string());
+    bytes
+}
+
+/// Puts an error in the place of every reply in one of the ranges, which are in order. Ranges may overlap: the first counts.
+pub(in crate::shard) fn replace_replies(bytes: &mut Vec<u8>, ranges: &[(usize, usize, &[u8])]) {
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    for (from, to, error) in ranges {
+        let from = (*from).max(at);
+        if *to <= from {
+            continue;
+        }
+        out.extend_from_slice(&bytes[at..from]);
+        at = from;
+        while at < *to {
+            at += reply_len(&bytes[at..]).unwrap_or(bytes.len() - at);
+            out.extend_from_slice(error);
+        }
+    }
+    out.extend_from_slice(&bytes[at..]);
+    *bytes = out;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_replies_become_errors_and_others_stay() {
+        let mut bytes = b"+A\r\n+OK\r\n:1\r\n$1\r\nx\r\n+Z\r\n".to_vec();
+        replace_replies(&mut bytes, &[(4, 13, b"-E\r\n"), (9, 13, b"-F\r\n"), (20, 24, b"-G\r\n")]);
+        assert_eq!(String::from_utf8_lossy(&bytes), "+A\r\n-E\r\n-E\r\n$1\r\nx\r\n-G\r\n");
+    }
+}
