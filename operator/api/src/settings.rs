@@ -133,10 +133,10 @@ impl Default for WalRetention {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StreamSpec {
-    /// Largest batch sent to a replica at once, in bytes.
-    #[schemars(range(min = 4096, max = 67_108_864))]
+    /// How far a stream to a replica reads ahead at most, in bytes.
+    #[schemars(range(min = 65_536, max = 67_108_864))]
     pub max_batch_bytes: i64,
-    /// Limit of all streams of one member together, in bytes a second. 0 = none.
+    /// Limit of the stream to each replica, in bytes a second. 0 = none.
     #[schemars(range(min = 0, max = 1_000_000_000_000_i64))]
     pub max_bytes_per_second: i64,
     /// From which lag on a replica is reported in conditions and events.
@@ -173,7 +173,11 @@ pub struct BootstrapSpec {
     /// Limit of one copy, in bytes a second. 0 = none.
     #[schemars(range(min = 0, max = 1_000_000_000_000_i64))]
     pub max_bytes_per_second: i64,
-    /// How long the source keeps log and files for a copy that no longer renews its hold.
+    /// How long the source keeps log and files for a copy that no longer renews its hold. At least 1s.
+    #[schemars(extend("x-kubernetes-validations" = [Rule::from((
+        "duration(self).getSeconds() >= 1",
+        "bootstrap.holdTimeout must be at least 1s, otherwise a copy loses what it still has to read: lengthen it"
+    ))]))]
     pub hold_timeout: TimeSpan,
 }
 

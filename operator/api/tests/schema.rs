@@ -101,6 +101,13 @@ fn a_restart_window_that_can_never_fill_is_refused() {
 }
 
 #[test]
+fn a_hold_that_ends_at_once_is_refused() {
+    let hold = |time: &str| store(json!({"storage": {"size": "1Gi"}, "bootstrap": {"holdTimeout": time}}));
+    validate_cel(&hold("1s")).unwrap();
+    assert!(refusal(&hold("500ms")).contains("bootstrap.holdTimeout must be at least 1s"));
+}
+
+#[test]
 fn contradictions_of_mode_durability_and_counts_are_refused_with_advice() {
     let with = |replicas: i32, replication: Value| {
         store(json!({"replicas": replicas, "storage": {"size": "1Gi"}, "replication": replication}))

@@ -365,6 +365,13 @@ impl Observed {
         (report.store_uid == self.store.uid && !report.data_uuid.is_empty()).then_some(report)
     }
 
+    /// The report of a member that is up with its data closed. It does not know its own identity then.
+    #[must_use]
+    pub fn parked(&self, ordinal: u32) -> Option<&Report> {
+        let pod = self.pod(ordinal).filter(|pod| pod.owned && !pod.deleting)?;
+        self.contacts.get(&pod.name)?.fresh().filter(|report| report.phase == MemberPhase::Parked)
+    }
+
     /// The last thing that a member of an existing pod said, however old.
     #[must_use]
     pub fn last_word(&self, ordinal: u32) -> Option<&Report> {

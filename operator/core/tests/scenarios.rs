@@ -170,6 +170,44 @@ fn a_returned_primary_waits_a_minute_for_a_silent_replica_and_then_goes_on_witho
 }
 
 #[test]
+fn a_parked_replica_is_told_of_and_does_not_keep_the_primary_from_leading_again() {
+    let mut world = World::converged(3);
+    world.park(2);
+    world.restart(1);
+    world.steps(4);
+    assert_eq!(world.leader(), Some(1));
+    let status = world.status();
+    assert_eq!((status.members[1].phase, status.phase), (MemberPhase::Parked, StorePhase::Degraded));
+    assert_eq!(condition(&mut world, ConditionType::Degraded).1, ConditionReason::MemberParked);
+    let waiting = status.waiting.iter().find(|waiting| waiting.message.contains("cache-2")).unwrap();
+    assert_eq!(waiting.command.as_deref(), Some("kubectl logs -n prod cache-2"));
+}
+
+#[test]
+fn a_parked_replica_whose_word_is_needed_is_waited_for() {
+    let mut world = World::converged(3);
+    world.park(2);
+    world.delete_claim(1);
+    world.delete_pod(1);
+    world.steps(40);
+    assert_eq!(world.leader(), None);
+    assert!(world.waits(WaitingReason::MemberMustAnswer));
+}
+
+#[test]
+fn a_candidate_that_ended_in_its_very_first_promotion_gives_way_to_an_empty_member() {
+    let mut world = World::new(2);
+    world.steps(4);
+    // It stored the promise and the start, and ended before it made anything.
+    let volume = world.volume_mut(1);
+    volume.positions.clear();
+    volume.complete = false;
+    world.restart(1);
+    world.converge();
+    assert_eq!((world.leader(), world.record().current.epoch), (Some(2), 2));
+}
+
+#[test]
 fn a_lost_primary_volume_makes_the_furthest_replica_lead_and_says_what_may_be_lost() {
     let mut world = World::converged(3);
     world.write("users", 100);

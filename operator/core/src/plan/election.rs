@@ -38,7 +38,9 @@ pub(super) fn without_primary(context: &Context<'_>, plan: &mut Plan, current: &
     match old.map(|member| fate(context, member, &answering)) {
         Some(Fate::VolumeLost) => elect(context, plan, current, None),
         _ => {
-            let message = format!("the primary {name} does not answer: nobody else is promoted while it is away");
+            let parked = context.ordinal(&name).and_then(|ordinal| context.observed.parked(ordinal));
+            let what = parked.map_or("does not answer".to_owned(), |report| format!("keeps its data closed ({})", report.reason));
+            let message = format!("the primary {name} {what}: nobody else is promoted while it is away");
             plan.wait(WaitingReason::PrimaryMustReturn, message, context.kubectl("describe pod", &name));
             None
         }
@@ -59,8 +61,11 @@ fn elect(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord, old: Opt
             Fate::Answers(ordinal, report) => present.push((ordinal, report)),
             Fate::VolumeLost => {}
             Fate::Silent => {
-                let away = context.ordinal(&member.name).map_or(Duration::ZERO, |ordinal| context.observed.silence(ordinal));
-                if old.is_none() || away < LEFT_OUT_AFTER {
+                let ordinal = context.ordinal(&member.name);
+                let away = ordinal.map_or(Duration::ZERO, |ordinal| context.observed.silence(ordinal));
+                // A member that is parked will not say more by being waited for.
+                let parked = ordinal.is_some_and(|ordinal| context.observed.parked(ordinal).is_some());
+                if old.is_none() || !(parked || away >= LEFT_OUT_AFTER) {
                     silent.push(member.name.clone());
                 }
             }
@@ -156,11 +161,13 @@ fn nobody(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord) -> Opti
     let observed = context.observed;
     let ever_served = observed.own_reign().is_some_and(|reign| reign.spec.ever_served);
     let wanted: Vec<_> = context.target.iter().filter_map(|ordinal| Some((*ordinal, observed.answer(*ordinal)?))).collect();
-    let all_blank = wanted.len() == context.target.len() && wanted.iter().all(|(_, report)| report.blank());
-    if let Some((ordinal, report)) = wanted.first().filter(|_| !ever_served && all_blank) {
+    // A candidate that ended while it began its very first epoch has promised and holds nothing: it never served.
+    let nothing_anywhere = wanted.len() == context.target.len() && wanted.iter().all(|(_, report)| report.prefixes.is_empty());
+    let first = wanted.iter().find(|(_, report)| report.blank());
+    if let Some((ordinal, report)) = first.filter(|_| !ever_served && nothing_anywhere) {
         let ordinals: BTreeSet<u32> = context.target.iter().copied().collect();
         let epoch = next_epoch(context);
-        let note = format!("{} leads at epoch {epoch}: the store never served and every member is empty", context.name(*ordinal));
+        let note = format!("{} leads at epoch {epoch}: the store never served and no member holds anything", context.name(*ordinal));
         plan.event(false, EventReason::FirstReign, note.clone());
         plan.step = Some(Step::Lead);
         let new = NewReign {
@@ -176,7 +183,9 @@ fn nobody(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord) -> Opti
         .members
         .iter()
         .map(|member| {
-            let report = context.ordinal(&member.name).and_then(|ordinal| observed.answer(ordinal));
+            let report = context
+                .ordinal(&member.name)
+                .and_then(|ordinal| observed.answer(ordinal).or_else(|| observed.parked(ordinal)));
             let state = report.map_or_else(|| "silent".to_owned(), |report| format!("{:?}", report.phase));
             format!("{} is {state}", member.name)
         })

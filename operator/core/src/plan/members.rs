@@ -113,6 +113,10 @@ fn existing(context: &Context<'_>, pod: &PodFacts, claim: &ClaimFacts, plan: &mu
     } else if pod.pod_hash.as_deref() != Some(pod_hash(&context.observed.store.spec).as_str()) {
         stale.push(pod.ordinal);
     }
+    if let Some(report) = context.observed.parked(pod.ordinal) {
+        let message = format!("{} keeps its data closed until a person has looked: {}", pod.name, report.reason);
+        plan.wait(WaitingReason::MemberMustAnswer, message, context.kubectl("logs", &pod.name));
+    }
     let said = context.observed.contacts.get(&pod.name).and_then(Contact::fresh);
     if let Some(report) = said.filter(|report| !report.store_uid.is_empty() && report.store_uid != context.observed.store.uid) {
         let message = format!(

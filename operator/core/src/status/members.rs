@@ -16,7 +16,7 @@ pub(super) fn members(observed: &Observed, plan: &Plan, record: Option<&ReignRec
     all.into_iter()
         .map(|ordinal| {
             let mut member = from_pod(observed, ordinal);
-            match observed.answer(ordinal) {
+            match observed.answer(ordinal).or_else(|| observed.parked(ordinal)) {
                 Some(report) => describe(observed, &mut member, report, leader.map(|(_, report)| report)),
                 None => silent(observed, &mut member, ordinal),
             }
@@ -51,7 +51,7 @@ fn silent(observed: &Observed, member: &mut MemberStatus, ordinal: u32) {
 }
 
 fn describe(observed: &Observed, member: &mut MemberStatus, report: &Report, leader: Option<&Report>) {
-    member.data_uuid = Some(report.data_uuid.clone());
+    member.data_uuid = Some(report.data_uuid.clone()).filter(|uuid| !uuid.is_empty());
     member.role = report.role;
     member.phase = report.phase;
     member.restarts = i32::try_from(report.restarts).unwrap_or(i32::MAX);

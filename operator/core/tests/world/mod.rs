@@ -37,6 +37,7 @@ pub struct Process {
     pub id: String,
     pub primary: bool,
     pub upstream: Option<(String, String)>,
+    pub parked: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -134,6 +135,16 @@ impl World {
     pub fn report(&self, ordinal: u32) -> Option<Report> {
         let process = self.processes.get(&ordinal)?;
         let volume = self.volume(ordinal)?;
+        if process.parked {
+            return Some(Report {
+                store_uid: STORE_UID.into(),
+                process_id: process.id.clone(),
+                role: MemberRole::Replica,
+                phase: MemberPhase::Parked,
+                reason: "open member slot: checksum differs".into(),
+                ..Report::default()
+            });
+        }
         let connected = process.upstream.is_some();
         let phase = match (process.primary, volume.blank) {
             (true, _) => MemberPhase::Serving,
@@ -406,6 +417,14 @@ impl World {
         if self.processes.remove(&ordinal).is_some() {
             self.start(ordinal);
         }
+    }
+
+    /// The process finds what only a person can set right: up, data closed, identity unknown.
+    pub fn park(&mut self, ordinal: u32) {
+        let process = self.processes.get_mut(&ordinal).unwrap();
+        process.primary = false;
+        process.upstream = None;
+        process.parked = true;
     }
 
     pub fn delete_pod(&mut self, ordinal: u32) {
