@@ -32,7 +32,9 @@ pub enum AckError {
     #[error("take acknowledgement of {0}: a later session of this member began")]
     OldSession(DataUuid),
     /// received >= applied >= durable does not hold.
-    #[error("take acknowledgement of {member} for {prefix}: received {received}, applied {applied}, durable {durable} are out of order")]
+    #[error(
+        "take acknowledgement of {member} for {prefix}: received {received}, applied {applied}, durable {durable} are out of order"
+    )]
     Disordered {
         /// Who.
         member: DataUuid,
@@ -137,8 +139,15 @@ impl AckTable {
     ///
     /// # Errors
     /// See [`AckError`]; nothing changed then.
-    pub fn record(&mut self, session: SessionId, member: DataUuid, prefix: PrefixUuid, ack: AckPositions) -> Result<bool, AckError> {
-        let known = self.members.get_mut(&member).filter(|m| m.session == session).ok_or(AckError::OldSession(member))?;
+    pub fn record(
+        &mut self,
+        session: SessionId,
+        member: DataUuid,
+        prefix: PrefixUuid,
+        ack: AckPositions,
+    ) -> Result<bool, AckError> {
+        let known =
+            self.members.get_mut(&member).filter(|m| m.session == session).ok_or(AckError::OldSession(member))?;
         if ack.received.sequence < ack.applied.sequence || ack.applied.sequence < ack.durable.sequence {
             let (received, applied, durable) = (ack.received.sequence, ack.applied.sequence, ack.durable.sequence);
             return Err(AckError::Disordered { member, prefix, received, applied, durable });
@@ -155,6 +164,14 @@ impl AckTable {
     #[must_use]
     pub fn position(&self, member: DataUuid, prefix: PrefixUuid) -> Option<AckPositions> {
         self.members.get(&member)?.acks.get(&prefix).copied()
+    }
+
+    /// How many members have applied `sequence` of a prefix, in whatever epoch (`WAIT`).
+    #[must_use]
+    pub fn members_at(&self, prefix: PrefixUuid, sequence: Sequence) -> usize {
+        let has =
+            |member: &&DataUuid| self.position(**member, prefix).is_some_and(|at| at.applied.sequence >= sequence);
+        self.members.keys().filter(has).count()
     }
 
     /// The last sequence that at least `required` replicas of `reign` have durably in its epoch; `None` if there is none, and
@@ -194,7 +211,14 @@ impl AckTable {
         self.members.iter().map(|(who, m)| self.progress(*who, m, now_ms, retention, rate)).collect()
     }
 
-    fn progress(&self, who: DataUuid, member: &Member, now_ms: u64, retention: Retention, rate: u64) -> FollowerProgress {
+    fn progress(
+        &self,
+        who: DataUuid,
+        member: &Member,
+        now_ms: u64,
+        retention: Retention,
+        rate: u64,
+    ) -> FollowerProgress {
         let mut report = FollowerProgress {
             data_uuid: who,
             connected: member.connected,

@@ -123,7 +123,11 @@ impl TokenBucket {
         let passed = i128::from(now_ms.saturating_sub(self.at_ms));
         self.at_ms = self.at_ms.max(now_ms);
         self.milli_tokens = (self.milli_tokens + passed * rate).min(rate * 250) - i128::from(bytes) * 1000;
-        if self.milli_tokens >= 0 { 0 } else { u64::try_from((-self.milli_tokens + rate - 1) / rate).unwrap_or(u64::MAX) }
+        if self.milli_tokens >= 0 {
+            0
+        } else {
+            u64::try_from((-self.milli_tokens + rate - 1) / rate).unwrap_or(u64::MAX)
+        }
     }
 }
 

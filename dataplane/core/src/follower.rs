@@ -20,185 +20,20 @@ use bytes::{Bytes, BytesMut};
 
 use crate::batch;
 use crate::budget::{Backoff, CreditOverrun, CreditWindow, FRAME_COST};
-use crate::types::{DataUuid, Epoch, Position, PrefixUuid, ReignRef, Sequence, StoreUid};
+use crate::types::{Epoch, Position, PrefixUuid, ReignRef, Sequence};
 
+mod hello;
+mod messages;
 #[cfg(test)]
 mod tests;
+
+pub use hello::{HelloError, Own, PeerHello, check_follower, check_upstream};
+pub use messages::{BootstrapCause, Effect, Event, FrameIn, Miss, ReceivedBatch, RefusalReason};
 
 /// Misses in a row (frame out of order, checksum, cut part) after which resuming again does not help.
 const MAX_MISSES: u32 = 3;
 /// Pauses of one prefix between attempts, in milliseconds.
 const PREFIX_BACKOFF: Backoff = Backoff::new(100, 5_000);
-
-/// What the other side of a connection says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerHello {
-    /// Newest protocol version that it speaks.
-    pub version: u32,
-    /// Oldest that it understands.
-    pub min_version: u32,
-    /// Its store.
-    pub store: StoreUid,
-    /// Its volume.
-    pub data_uuid: DataUuid,
-    /// Whom it believes to talk to.
-    pub expected: Option<DataUuid>,
-    /// The reign that it promised; `None` before its first orders.
-    pub reign: Option<ReignRef>,
-    /// Itself and everyone that it streams from.
-    pub path: Vec<DataUuid>,
-}
-
-/// What this side of a connection is.
-#[derive(Debug, Clone)]
-pub struct Own {
-    /// Newest protocol version spoken here.
-    pub version: u32,
-    /// Oldest understood here.
-    pub min_version: u32,
-    /// The store.
-    pub store: StoreUid,
-    /// This member.
-    pub data_uuid: DataUuid,
-    /// The reign promised here.
-    pub reign: Option<ReignRef>,
-    /// Whom this side wanted to reach; `None` = anyone.
-    pub wanted: Option<DataUuid>,
-    /// This member and everyone that it streams from.
-    pub path: Vec<DataUuid>,
-}
-
-/// Why two members do not talk.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum HelloError {
-    /// No protocol version in common.
-    #[error("check hello: the peer speaks protocol {min} to {max}, this member {own_min} to {own_max}")]
-    Version {
-        /// The peer's newest.
-        max: u32,
-        /// The peer's oldest.
-        min: u32,
-        /// Newest here.
-        own_max: u32,
-        /// Oldest here.
-        own_min: u32,
-    },
-    /// Another store.
-    #[error("check hello: the peer belongs to store {theirs}, this member to {ours}")]
-    ForeignStore {
-        /// The peer's.
-        theirs: StoreUid,
-        /// This member's.
-        ours: StoreUid,
-    },
-    /// The address leads to another member.
-    #[error("check hello: the peer is {found}, expected was {expected}")]
-    WrongMember {
-        /// Who it is.
-        found: DataUuid,
-        /// Who it should be.
-        expected: DataUuid,
-    },
-    /// Both sides have one data_uuid: a copied volume, or a member that follows itself.
-    #[error("check hello: the peer has this member's own data_uuid {0}")]
-    Itself(DataUuid),
-    /// One streams from the other already.
-    #[error("check hello: {0} already streams from this member: following it would close a cycle")]
-    Cycle(DataUuid),
-    /// The peer's reign is older than the one promised here.
-    #[error("check hello: the peer's reign {theirs} is older than {ours}")]
-    OlderReign {
-        /// The peer's.
-        theirs: Epoch,
-        /// Promised here.
-        ours: Epoch,
-    },
-    /// Two reigns of one epoch.
-    #[error("check hello: the peer's reign of epoch {0} has another identity")]
-    ForeignReign(Epoch),
-    /// The peer was not told yet what to do.
-    #[error("check hello: the peer has no reign yet")]
-    NoReign,
-    /// The peer promised a newer reign than this member: its orders will come here too.
-    #[error("check hello: the peer's reign {theirs} is newer than {ours}, which this member serves")]
-    NewerReign {
-        /// The peer's.
-        theirs: Epoch,
-        /// Here.
-        ours: Epoch,
-    },
-}
-
-impl HelloError {
-    /// Whether waiting alone can cure it; otherwise somebody must change addresses, orders or versions. Both are tried again.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::OlderReign { .. } | Self::NoReign | Self::NewerReign { .. } => true,
-            Self::Version { .. }
-            | Self::ForeignStore { .. }
-            | Self::WrongMember { .. }
-            | Self::Itself(_)
-            | Self::Cycle(_)
-            | Self::ForeignReign(_) => false,
-        }
-    }
-}
-
-fn check_identity(own: &Own, peer: &PeerHello) -> Result<(), HelloError> {
-    if peer.min_version > own.version || peer.version < own.min_version {
-        let (max, min) = (peer.version, peer.min_version);
-        return Err(HelloError::Version { max, min, own_max: own.version, own_min: own.min_version });
-    }
-    if peer.store != own.store {
-        return Err(HelloError::ForeignStore { theirs: peer.store.clone(), ours: own.store.clone() });
-    }
-    if peer.data_uuid == own.data_uuid {
-        return Err(HelloError::Itself(own.data_uuid));
-    }
-    match (own.wanted, peer.expected) {
-        (Some(wanted), _) if wanted != peer.data_uuid => Err(HelloError::WrongMember { found: peer.data_uuid, expected: wanted }),
-        (_, Some(expected)) if expected != own.data_uuid => Err(HelloError::WrongMember { found: own.data_uuid, expected }),
-        _ => Ok(()),
-    }
-}
-
-/// The follower's check of its upstream. `Ok(Some)` = a newer reign that must be promised before anything is accepted.
-///
-/// # Errors
-/// See [`HelloError`].
-pub fn check_upstream(own: &Own, peer: &PeerHello) -> Result<Option<ReignRef>, HelloError> {
-    check_identity(own, peer)?;
-    if peer.path.contains(&own.data_uuid) {
-        return Err(HelloError::Cycle(peer.data_uuid));
-    }
-    let theirs = peer.reign.ok_or(HelloError::NoReign)?;
-    match own.reign {
-        Some(ours) if theirs.epoch < ours.epoch => Err(HelloError::OlderReign { theirs: theirs.epoch, ours: ours.epoch }),
-        Some(ours) if theirs.epoch == ours.epoch && theirs.reign_id != ours.reign_id => Err(HelloError::ForeignReign(ours.epoch)),
-        Some(ours) if theirs == ours => Ok(None),
-        _ => Ok(Some(theirs)),
-    }
-}
-
-/// The upstream's (and the primary's) check of a follower.
-///
-/// # Errors
-/// See [`HelloError`].
-pub fn check_follower(own: &Own, peer: &PeerHello) -> Result<ReignRef, HelloError> {
-    check_identity(own, peer)?;
-    if own.path.contains(&peer.data_uuid) {
-        return Err(HelloError::Cycle(peer.data_uuid));
-    }
-    let ours = own.reign.ok_or(HelloError::NoReign)?;
-    match peer.reign {
-        Some(theirs) if theirs.epoch > ours.epoch => Err(HelloError::NewerReign { theirs: theirs.epoch, ours: ours.epoch }),
-        Some(theirs) if theirs.epoch == ours.epoch && theirs.reign_id != ours.reign_id => {
-            Err(HelloError::ForeignReign(ours.epoch))
-        }
-        _ => Ok(ours),
-    }
-}
 
 /// Why a session ends. All are retryable: the next session starts with a new hello.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -221,214 +56,6 @@ pub enum SessionError {
         bytes: u64,
         /// Allowed.
         limit: u64,
-    },
-}
-
-/// A frame as it came, its identities parsed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FrameIn {
-    /// Whose.
-    pub prefix: PrefixUuid,
-    /// Of which attempt.
-    pub attempt: u64,
-    /// The sender's reign.
-    pub reign: ReignRef,
-    /// The records' epoch.
-    pub epoch: Epoch,
-    /// The first record.
-    pub first: Sequence,
-    /// Records.
-    pub count: u32,
-    /// CRC32C of the whole batch.
-    pub crc32c: u32,
-    /// This part of the batch.
-    pub payload: Bytes,
-    /// Length of the whole batch.
-    pub total: u64,
-    /// Where in the batch this part begins.
-    pub offset: u64,
-    /// When the primary committed it.
-    pub committed_at_ms: u64,
-}
-
-/// Why the upstream does not stream a prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefusalReason {
-    /// A gap.
-    TooOld {
-        /// Oldest sequence that can still be sent.
-        oldest: Sequence,
-    },
-    /// Another history.
-    Diverged {
-        /// The last common position, as far as known.
-        fork: Position,
-    },
-    /// The upstream's catalogue has no such prefix (yet).
-    Unknown,
-    /// Not now.
-    Busy,
-}
-
-/// Why a copy has to be made anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BootstrapCause {
-    /// There is no copy, or an order asked for a new one.
-    Missing,
-    /// A gap between the copy and what the upstream still has.
-    Gap {
-        /// Where the copy ends.
-        last: Position,
-        /// Oldest sequence that the upstream still has; 0 = frames did not follow each other, whatever was asked for.
-        oldest: Sequence,
-    },
-    /// Records after `fork` are not in the upstream's history.
-    Diverged {
-        /// Where the copy ends.
-        last: Position,
-        /// The last common position.
-        fork: Position,
-    },
-    /// The copy refuses batches that are well-formed.
-    Corrupt {
-        /// Where the copy ends.
-        last: Position,
-    },
-}
-
-/// Why a whole batch was not taken; counted by kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Miss {
-    /// Its first sequence is not the expected one.
-    Gap,
-    /// Its checksum is wrong.
-    Crc,
-    /// Its header, count, epoch or parts do not fit.
-    Malformed,
-}
-
-/// A whole, checked batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReceivedBatch {
-    /// Of which attempt.
-    pub attempt: u64,
-    /// Epoch of its records.
-    pub epoch: Epoch,
-    /// First record.
-    pub first: Sequence,
-    /// Records.
-    pub count: u32,
-    /// The batch.
-    pub bytes: Bytes,
-    /// When the primary committed it.
-    pub committed_at_ms: u64,
-    /// Credit to give back once it is applied.
-    pub cost: u64,
-}
-
-/// What happened.
-#[derive(Debug, Clone)]
-pub enum Event {
-    /// Follow a prefix from its copy's last position on; also after a bootstrap.
-    Follow {
-        /// Which.
-        prefix: PrefixUuid,
-        /// Where its copy ends.
-        after: Position,
-    },
-    /// Follow it no more.
-    Forget(PrefixUuid),
-    /// Its bootstrap is under way.
-    BootstrapStarted(PrefixUuid),
-    /// A frame came.
-    Frame(FrameIn),
-    /// A refusal came.
-    Refusal {
-        /// Whose.
-        prefix: PrefixUuid,
-        /// Of which attempt.
-        attempt: u64,
-        /// Why.
-        reason: RefusalReason,
-    },
-    /// A beat came.
-    Beat {
-        /// The sender's reign.
-        reign: ReignRef,
-        /// Its latest positions.
-        latest: Vec<(PrefixUuid, Position)>,
-    },
-    /// Batches were applied (and synced where that counts).
-    Applied {
-        /// Whose.
-        prefix: PrefixUuid,
-        /// Their credit.
-        cost: u64,
-        /// How long the oldest waited.
-        queued_ms: u64,
-        /// Whether the applier has nothing left.
-        ran_dry: bool,
-    },
-    /// A batch could not be applied; later ones of the attempt were thrown away.
-    ApplyFailed {
-        /// Whose.
-        prefix: PrefixUuid,
-        /// Of which attempt.
-        attempt: u64,
-        /// Where the copy ends.
-        at: Position,
-        /// Credit of what was thrown away.
-        cost: u64,
-    },
-    /// Time passed.
-    Tick,
-}
-
-/// What to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
-    /// Ask for what follows.
-    Resume {
-        /// Whose.
-        prefix: PrefixUuid,
-        /// After what.
-        after: Position,
-        /// The attempt's number.
-        attempt: u64,
-    },
-    /// Ask for no more of it.
-    Cancel(PrefixUuid),
-    /// Grant bytes.
-    Grant(u64),
-    /// Apply a batch.
-    Apply {
-        /// Whose.
-        prefix: PrefixUuid,
-        /// What.
-        batch: ReceivedBatch,
-    },
-    /// Copy the prefix anew.
-    StartBootstrap {
-        /// Which.
-        prefix: PrefixUuid,
-        /// Why.
-        cause: BootstrapCause,
-    },
-    /// The upstream told where it is.
-    UpstreamLatest {
-        /// Whose.
-        prefix: PrefixUuid,
-        /// Where.
-        position: Position,
-    },
-    /// It streams now.
-    Streams(PrefixUuid),
-    /// A batch was refused.
-    Missed {
-        /// Whose.
-        prefix: PrefixUuid,
-        /// Why.
-        miss: Miss,
     },
 }
 
@@ -592,9 +219,9 @@ impl Session {
 
     /// Whether frames of this attempt are wanted.
     fn is_current(&self, prefix: PrefixUuid, attempt: u64) -> bool {
-        self.prefixes.get(&prefix).is_some_and(|p| {
-            p.attempt == attempt && matches!(p.state, StreamState::Resuming | StreamState::Streaming)
-        })
+        self.prefixes
+            .get(&prefix)
+            .is_some_and(|p| p.attempt == attempt && matches!(p.state, StreamState::Resuming | StreamState::Streaming))
     }
 
     fn frame(&mut self, now_ms: u64, frame: FrameIn, effects: &mut Vec<Effect>) -> Result<(), SessionError> {
@@ -654,7 +281,8 @@ impl Session {
             let bytes = frame.payload.clone();
             return Ok(Some((frame, bytes, cost)));
         }
-        let partial = self.partial.get_or_insert_with(|| Partial { head: frame.clone(), bytes: BytesMut::new(), cost: 0 });
+        let partial =
+            self.partial.get_or_insert_with(|| Partial { head: frame.clone(), bytes: BytesMut::new(), cost: 0 });
         partial.bytes.extend_from_slice(&frame.payload);
         partial.cost += cost;
         if end < frame.total {
@@ -707,7 +335,14 @@ impl Session {
         stream.wait(now_ms, prefix);
     }
 
-    fn refused(&mut self, now_ms: u64, prefix: PrefixUuid, attempt: u64, reason: RefusalReason, effects: &mut Vec<Effect>) {
+    fn refused(
+        &mut self,
+        now_ms: u64,
+        prefix: PrefixUuid,
+        attempt: u64,
+        reason: RefusalReason,
+        effects: &mut Vec<Effect>,
+    ) {
         if !self.is_current(prefix, attempt) {
             return;
         }

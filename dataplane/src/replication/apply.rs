@@ -79,7 +79,8 @@ impl Appliers {
         for n in 0..THREADS {
             let (queue, jobs) = channel();
             let (ctx, acks) = (ctx.clone(), acks.clone());
-            threads.push(std::thread::Builder::new().name(format!("apply-{n}")).spawn(move || run(&ctx, &acks, &jobs))?);
+            threads
+                .push(std::thread::Builder::new().name(format!("apply-{n}")).spawn(move || run(&ctx, &acks, &jobs))?);
             queues.push(queue);
         }
         Ok(Self { queues: Mutex::new(queues), threads: Mutex::new(threads) })
@@ -215,7 +216,8 @@ impl Pass<'_> {
             // The session may be over; its successor asks the prefix itself where it is.
             if touched.cost > 0 {
                 let queued_ms = now_ms.saturating_sub(touched.oldest_ms);
-                let _ = touched.link.reports.send(Report::Applied { prefix: uuid, cost: touched.cost, queued_ms, ran_dry });
+                let _ =
+                    touched.link.reports.send(Report::Applied { prefix: uuid, cost: touched.cost, queued_ms, ran_dry });
             }
             if let Some((attempt, cost)) = touched.failed {
                 let at = touched.prefix.position_at(touched.prefix.applied());

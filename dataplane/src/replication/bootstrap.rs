@@ -3,26 +3,24 @@
 //! The old copy stays open for stale reads until the new one is verified; it is neither acknowledged nor a source meanwhile.
 //! What was fetched stays in the staging folder, so a copy that was cut goes on, across restarts of the process too.
 
-use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
-use parovoz_dataplane_core::budget::{AttemptBudget, Backoff, TokenBucket};
+use parovoz_dataplane_core::budget::{Backoff, TokenBucket};
 use parovoz_dataplane_core::follower::{BootstrapCause, check_upstream};
 use parovoz_dataplane_core::history::{EpochHistory, EpochRecord};
 use parovoz_dataplane_core::types::{Position, PrefixUuid};
 use parovoz_engine::{Database, Direction, EngineError, Family, OpenSpec};
 use parovoz_proto::v1;
 use parovoz_proto::v1::replication_client::ReplicationClient;
-use tokio::sync::Notify;
 use tonic::transport::Channel;
 
 use super::client::{LinkError, Shared, connect, jitter};
 use super::fetch::{Fetcher, blocking};
-use super::progress::{BootstrapProgress, Meter};
+use super::progress::Meter;
 use super::staging::{Manifest, Todo, bytes_here, clear, db_dir, sync_dir};
 use super::wire::{hello_from, hello_to, position_from};
 use super::{ReplicationCtx, staging};
@@ -43,6 +41,10 @@ const SPARE_BYTES: u64 = 64 << 20;
 const RETIRE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the snapshot's hold outlives the copy: until the stream has resumed, at most so long.
 const RESUME_DEADLINE: Duration = Duration::from_secs(10);
+
+mod queue;
+
+pub(super) use queue::Bootstraps;
 
 /// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
@@ -118,89 +120,6 @@ pub(super) fn reason_of(cause: &BootstrapCause) -> String {
     }
 }
 
-#[derive(Debug)]
-struct Task {
-    prefix: PrefixUuid,
-    cause: BootstrapCause,
-    meter: Arc<Meter>,
-    backoff: Backoff,
-    not_before_ms: u64,
-}
-
-/// The bootstraps that wait or are under way; at most one per prefix.
-#[derive(Debug, Default)]
-pub(super) struct Bootstraps {
-    tasks: Mutex<VecDeque<Task>>,
-    budgets: Mutex<HashMap<PrefixUuid, AttemptBudget>>,
-    wake: Notify,
-}
-
-impl Bootstraps {
-    /// Asks for one; a prefix that waits already keeps its place, but a divergence is never forgotten.
-    pub fn enqueue(&self, prefix: PrefixUuid, cause: BootstrapCause) {
-        let mut tasks = self.tasks.lock();
-        match tasks.iter_mut().find(|t| t.prefix == prefix) {
-            Some(task) => {
-                if !matches!(task.cause, BootstrapCause::Diverged { .. }) {
-                    task.cause = cause;
-                }
-                task.not_before_ms = 0;
-            }
-            None => tasks.push_back(Task {
-                prefix,
-                cause,
-                meter: Arc::new(Meter::default()),
-                backoff: BACKOFF,
-                not_before_ms: 0,
-            }),
-        }
-        self.wake.notify_one();
-    }
-
-    pub fn contains(&self, prefix: PrefixUuid) -> bool {
-        self.tasks.lock().iter().any(|t| t.prefix == prefix)
-    }
-
-    pub fn reset_budget(&self, prefix: PrefixUuid) {
-        self.budgets.lock().remove(&prefix);
-    }
-
-    pub fn progress(&self) -> HashMap<PrefixUuid, BootstrapProgress> {
-        self.tasks.lock().iter().map(|t| (t.prefix, t.meter.read())).collect()
-    }
-
-    fn take_budget(&self, prefix: PrefixUuid) -> Result<(), BootstrapError> {
-        let mut budgets = self.budgets.lock();
-        let budget = budgets.entry(prefix).or_insert_with(|| AttemptBudget::new(PER_HOUR, HOUR_MS));
-        budget.take(clock::boot_ms()).map_err(|wait_ms| BootstrapError::Budget { wait_ms })
-    }
-
-    /// The first that may be tried now, or how long until there is one. The catalogue goes first: it says what else is due.
-    fn next(&self, first: PrefixUuid, now_ms: u64) -> Result<(PrefixUuid, BootstrapCause, Arc<Meter>), Option<u64>> {
-        let tasks = self.tasks.lock();
-        let due = tasks.iter().filter(|t| t.not_before_ms <= now_ms);
-        if let Some(task) = due.min_by_key(|t| t.prefix != first) {
-            return Ok((task.prefix, task.cause, task.meter.clone()));
-        }
-        Err(tasks.iter().map(|t| t.not_before_ms - now_ms).min())
-    }
-
-    fn done(&self, prefix: PrefixUuid) {
-        self.tasks.lock().retain(|t| t.prefix != prefix);
-    }
-
-    /// Puts a failed one behind the others.
-    fn failed(&self, prefix: PrefixUuid, error: &BootstrapError) {
-        let mut tasks = self.tasks.lock();
-        if let Some(at) = tasks.iter().position(|t| t.prefix == prefix)
-            && let Some(mut task) = tasks.remove(at)
-        {
-            task.not_before_ms = clock::boot_ms() + error.pause_ms(&mut task.backoff);
-            tasks.push_back(task);
-        }
-    }
-}
-
 /// Works the queue off until the follower stops.
 pub(super) async fn run(shared: Arc<Shared>) {
     let catalogue = parovoz_dataplane_core::types::catalogue_uuid(&shared.ctx.store.store_uid);
@@ -242,7 +161,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 /// One attempt, given up when the orders name another upstream.
-async fn attempt(shared: &Arc<Shared>, uuid: PrefixUuid, cause: BootstrapCause, meter: Arc<Meter>) -> Result<(), BootstrapError> {
+async fn attempt(
+    shared: &Arc<Shared>,
+    uuid: PrefixUuid,
+    cause: BootstrapCause,
+    meter: Arc<Meter>,
+) -> Result<(), BootstrapError> {
     let store = &shared.ctx.store;
     let prefix = store.prefix_by_uuid(uuid).filter(|p| !p.is_dropped()).ok_or(BootstrapError::Dropped)?;
     let role = store.role();
@@ -308,7 +232,11 @@ impl Job {
         let source = hello_from(hello).map_err(LinkError::from)?.data_uuid;
         let held_after = position_from(snapshot.held_after);
         let stats = &ctx.stats;
-        if resumed { stats.bootstraps_resumed.inc() } else { stats.bootstraps_started.inc() }
+        if resumed {
+            stats.bootstraps_resumed.inc()
+        } else {
+            stats.bootstraps_started.inc()
+        }
         tracing::info!(prefix = %self.prefix.name, snapshot = %snapshot.snapshot_id, %source, %held_after, resumed,
             files = snapshot.files.len(), "copy prefix");
         let (manifest, todos, here) = self.prepare(snapshot, source, held_after, &staging, before).await?;
@@ -368,7 +296,11 @@ impl Job {
         Ok((self.ask_snapshot(client, "").await?, false))
     }
 
-    async fn ask_snapshot(&self, client: &ReplicationClient<Channel>, id: &str) -> Result<v1::Snapshot, BootstrapError> {
+    async fn ask_snapshot(
+        &self,
+        client: &ReplicationClient<Channel>,
+        id: &str,
+    ) -> Result<v1::Snapshot, BootstrapError> {
         let own = self.ctx().own(self.upstream.data_uuid);
         let request = v1::OpenSnapshotRequest {
             hello: Some(hello_to(&own, None)),
@@ -472,10 +404,16 @@ impl Job {
         Ok(())
     }
 
-    async fn install(&self, manifest: &Manifest, staging: PathBuf, history: EpochHistory) -> Result<(), BootstrapError> {
+    async fn install(
+        &self,
+        manifest: &Manifest,
+        staging: PathBuf,
+        history: EpochHistory,
+    ) -> Result<(), BootstrapError> {
         let (ctx, prefix, cause) = (self.ctx().clone(), self.prefix.clone(), self.cause);
         let offset = manifest.sequence_offset;
-        let provenance = format!("snapshot {} of {} held after {}", manifest.snapshot_id, manifest.source, manifest.held_after);
+        let provenance =
+            format!("snapshot {} of {} held after {}", manifest.snapshot_id, manifest.source, manifest.held_after);
         let shared = self.shared.clone();
         blocking(move || {
             let (generation, dir) = ctx.dirs.adopt(&prefix.name, prefix.uuid, &staging, offset, &provenance)?;
@@ -506,7 +444,11 @@ fn is_file_name(name: &str) -> bool {
 }
 
 /// Opens a fetched copy and checks that it is what the source promised.
-fn verify(ctx: &ReplicationCtx, staging: &std::path::Path, manifest: &Manifest) -> Result<EpochHistory, BootstrapError> {
+fn verify(
+    ctx: &ReplicationCtx,
+    staging: &std::path::Path,
+    manifest: &Manifest,
+) -> Result<EpochHistory, BootstrapError> {
     let spec = OpenSpec { sequence_offset: manifest.sequence_offset, create: false };
     let db = ctx.engine.open(&db_dir(staging), &spec)?;
     let history = read_history(db.as_ref())?;
@@ -516,7 +458,10 @@ fn verify(ctx: &ReplicationCtx, staging: &std::path::Path, manifest: &Manifest) 
     }
     if history.epoch_at(held.sequence) != held.epoch {
         let epoch = history.epoch_at(held.sequence);
-        return Err(BootstrapError::Verify(format!("its record {} is of epoch {epoch}, not {}", held.sequence, held.epoch)));
+        return Err(BootstrapError::Verify(format!(
+            "its record {} is of epoch {epoch}, not {}",
+            held.sequence, held.epoch
+        )));
     }
     Ok(history)
 }
@@ -561,9 +506,17 @@ fn retire(ctx: &ReplicationCtx, prefix: &Prefix, generation: u64, copy: &Weak<Co
 }
 
 /// Lets the source's hold go once the stream has resumed.
-async fn close_snapshot(shared: Arc<Shared>, prefix: Arc<Prefix>, mut client: ReplicationClient<Channel>, snapshot_id: String) {
+async fn close_snapshot(
+    shared: Arc<Shared>,
+    prefix: Arc<Prefix>,
+    mut client: ReplicationClient<Channel>,
+    snapshot_id: String,
+) {
     let deadline = tokio::time::Instant::now() + RESUME_DEADLINE;
-    while prefix.phase() != PrefixPhase::Streaming && tokio::time::Instant::now() < deadline && !shared.stop.is_cancelled() {
+    while prefix.phase() != PrefixPhase::Streaming
+        && tokio::time::Instant::now() < deadline
+        && !shared.stop.is_cancelled()
+    {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // If it fails, the hold ends by itself.

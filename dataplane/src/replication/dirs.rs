@@ -21,7 +21,14 @@ pub trait PrefixDirs: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// What the disk says; the generation before is still the present one then.
-    fn adopt(&self, name: &PrefixName, uuid: PrefixUuid, staging: &Path, offset: u64, provenance: &str) -> io::Result<(u64, PathBuf)>;
+    fn adopt(
+        &self,
+        name: &PrefixName,
+        uuid: PrefixUuid,
+        staging: &Path,
+        offset: u64,
+        provenance: &str,
+    ) -> io::Result<(u64, PathBuf)>;
 
     /// Removes an old, closed generation that a verified one replaced.
     ///

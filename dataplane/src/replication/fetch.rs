@@ -67,7 +67,13 @@ impl Fetcher<'_> {
     }
 
     /// Fetches what is missing behind `known` (length and checksum of what is here).
-    async fn transfer(&self, name: &str, size: u64, path: PathBuf, known: Option<(u64, u32)>) -> Result<Outcome, BootstrapError> {
+    async fn transfer(
+        &self,
+        name: &str,
+        size: u64,
+        path: PathBuf,
+        known: Option<(u64, u32)>,
+    ) -> Result<Outcome, BootstrapError> {
         let (offset, crc) = known.unwrap_or((0, 0));
         let request = v1::ReadFileRequest {
             snapshot_id: self.snapshot_id.clone(),
@@ -81,7 +87,8 @@ impl Fetcher<'_> {
         let writer = tokio::task::spawn_blocking(move || write_chunks(&file, &path, offset, crc, rx));
         let mut at = offset;
         loop {
-            let chunk = tokio::time::timeout(self.silence, chunks.message()).await.map_err(|_| BootstrapError::Silent)?;
+            let chunk =
+                tokio::time::timeout(self.silence, chunks.message()).await.map_err(|_| BootstrapError::Silent)?;
             let Some(chunk) = chunk? else { break };
             let len = chunk.data.len() as u64;
             let pause = self.bucket.lock().take(len, clock::boot_ms());
@@ -126,7 +133,13 @@ fn known_part(path: &PathBuf, size: u64) -> Result<Option<(u64, u32)>, Bootstrap
 }
 
 /// Checks and writes chunks as they come; syncs at the end.
-fn write_chunks(name: &str, path: &PathBuf, offset: u64, crc: u32, mut chunks: mpsc::Receiver<v1::FileChunk>) -> Result<Outcome, BootstrapError> {
+fn write_chunks(
+    name: &str,
+    path: &PathBuf,
+    offset: u64,
+    crc: u32,
+    mut chunks: mpsc::Receiver<v1::FileChunk>,
+) -> Result<Outcome, BootstrapError> {
     let mut file = File::options().create(true).write(true).truncate(false).open(path)?;
     file.set_len(offset)?;
     file.seek(SeekFrom::Start(offset))?;

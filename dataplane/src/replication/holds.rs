@@ -110,7 +110,12 @@ mod tests {
     const Q: PrefixUuid = PrefixUuid(Uuid::from_u128(2));
 
     fn follower(n: u128, after: u64, expires_ms: u64) -> Hold {
-        Hold { owner: Owner::Follower(DataUuid(Uuid::from_u128(n))), prefix: Some(P), after: Sequence(after), expires_ms }
+        Hold {
+            owner: Owner::Follower(DataUuid(Uuid::from_u128(n))),
+            prefix: Some(P),
+            after: Sequence(after),
+            expires_ms,
+        }
     }
 
     #[test]

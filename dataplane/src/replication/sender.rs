@@ -195,7 +195,10 @@ impl Sender {
             self.is_ready.remove(&prefix);
             self.turn(prefix).await?;
         }
-        if self.ready.is_empty() && !self.caught_up.is_empty() && clock::boot_ms() >= self.caught_up_at_ms + CAUGHT_UP_PAUSE_MS {
+        if self.ready.is_empty()
+            && !self.caught_up.is_empty()
+            && clock::boot_ms() >= self.caught_up_at_ms + CAUGHT_UP_PAUSE_MS
+        {
             self.tell_caught_up().await?;
         }
         Ok(())
@@ -278,7 +281,8 @@ impl Sender {
             let Some(uuid) = self.catchup_queue.pop_front() else { return };
             if let Some(cursor) = self.cursors.get(&uuid).filter(|c| c.catching_up) {
                 let durable_only = self.ctx.syncs();
-                self.catchup = Some(catchup::start(cursor.prefix.clone(), cursor.head.attempt, cursor.sent, durable_only));
+                self.catchup =
+                    Some(catchup::start(cursor.prefix.clone(), cursor.head.attempt, cursor.sent, durable_only));
             }
         }
     }
@@ -468,7 +472,8 @@ impl Sender {
             }
         }
         let role = self.ctx.store.role();
-        let primary: Option<&Endpoint> = if role.is_primary { Some(&self.ctx.advertise) } else { role.primary.as_ref() };
+        let primary: Option<&Endpoint> =
+            if role.is_primary { Some(&self.ctx.advertise) } else { role.primary.as_ref() };
         let beat = v1::Beat {
             reign: Some(reign_ref_to(self.reign)),
             sent_at_ms: clock::wall_ms(),

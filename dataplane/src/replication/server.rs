@@ -32,6 +32,8 @@ const CONTROL_QUEUE: usize = 4096;
 /// Bytes that may be under way on one connection, and on one stream of it.
 const CONNECTION_WINDOW: u32 = 16 << 20;
 const STREAM_WINDOW: u32 = 8 << 20;
+/// How long streams may take to end when the process stops.
+const GRACE: Duration = Duration::from_secs(2);
 /// Reports for acknowledgements are at least this far apart.
 const REPORT_PAUSE: Duration = Duration::from_millis(500);
 
@@ -64,8 +66,16 @@ pub async fn serve(ctx: Arc<ReplicationCtx>, listener: TcpListener, stop: Cancel
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .add_service(service)
-        .serve_with_incoming_shutdown(NoDelay(incoming), stop.clone().cancelled_owned())
-        .await;
+        .serve_with_incoming_shutdown(NoDelay(incoming), stop.clone().cancelled_owned());
+    let grace_is_over = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    let served = tokio::select! {
+        served = served => served,
+        // A peer that takes nothing must not keep the process.
+        () = grace_is_over => Ok(()),
+    };
     stop.cancel();
     // It ends by itself on `stop`; a panic in it was reported where it happened.
     let _ = keeper.await;
@@ -351,11 +361,8 @@ impl AckTaker {
         hello: Option<v1::Hello>,
     ) -> Result<(), Status> {
         self.check_role()?;
-        let beat = v1::PrimaryBeat {
-            hello,
-            reign: Some(reign_ref_to(self.reign.to_ref())),
-            sent_at_ms: clock::wall_ms(),
-        };
+        let beat =
+            v1::PrimaryBeat { hello, reign: Some(reign_ref_to(self.reign.to_ref())), sent_at_ms: clock::wall_ms() };
         match tokio::time::timeout(self.ctx.tuning.send_deadline, out.send(Ok(beat))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Status::unavailable("the member closed its stream")),

@@ -14,14 +14,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use super::ReplicationCtx;
 use super::apply::{Report, SessionLink};
 use super::client::{LinkError, Shared, connect};
 use super::progress::SessionPhase;
 use super::wire::{
-    WireError, frame_from, hello_from, hello_to, latest_from, position_to, refusal_from, reign_from,
-    reign_ref_from,
+    WireError, frame_from, hello_from, hello_to, latest_from, position_to, refusal_from, reign_from, reign_ref_from,
 };
-use super::ReplicationCtx;
 use crate::clock;
 use crate::store::Endpoint;
 use crate::store::prefix::{Prefix, PrefixPhase};
@@ -47,7 +46,10 @@ pub(super) async fn run(shared: &Arc<Shared>, upstream: &Endpoint) -> Result<(),
 }
 
 /// Connects, exchanges hellos, promises the upstream's reign if it is new. `None` = the orders changed meanwhile.
-async fn open(shared: &Arc<Shared>, upstream: &Endpoint) -> Result<Option<(Live, Streaming<v1::UpstreamMessage>)>, LinkError> {
+async fn open(
+    shared: &Arc<Shared>,
+    upstream: &Endpoint,
+) -> Result<Option<(Live, Streaming<v1::UpstreamMessage>)>, LinkError> {
     let ctx = &shared.ctx;
     let opening = async {
         let channel = connect(ctx, &upstream.replication).await?;
@@ -192,7 +194,8 @@ impl Live {
     /// Makes the session follow exactly the prefixes that there are and that are not being copied.
     fn reconcile(&mut self) -> Result<(), LinkError> {
         let map = self.ctx().store.prefixes();
-        let gone: Vec<PrefixUuid> = self.prefixes.keys().filter(|uuid| !map.by_uuid.contains_key(uuid)).copied().collect();
+        let gone: Vec<PrefixUuid> =
+            self.prefixes.keys().filter(|uuid| !map.by_uuid.contains_key(uuid)).copied().collect();
         for uuid in gone {
             self.prefixes.remove(&uuid);
             self.told_durable.remove(&uuid);
@@ -255,7 +258,9 @@ impl Live {
 
     fn report(&mut self, report: Report) -> Result<(), LinkError> {
         match report {
-            Report::Applied { prefix, cost, queued_ms, ran_dry } => self.step(Event::Applied { prefix, cost, queued_ms, ran_dry }),
+            Report::Applied { prefix, cost, queued_ms, ran_dry } => {
+                self.step(Event::Applied { prefix, cost, queued_ms, ran_dry })
+            }
             Report::Failed { prefix, attempt, at, cost } => self.step(Event::ApplyFailed { prefix, attempt, at, cost }),
         }
     }
@@ -340,7 +345,8 @@ impl Live {
         for (uuid, prefix) in &self.prefixes {
             let at = if self.ctx().syncs() { prefix.durable() } else { prefix.applied() };
             let position = prefix.position_at(at);
-            if self.core.state(*uuid) == Some(StreamState::Streaming) && self.told_durable.get(uuid) != Some(&position) {
+            if self.core.state(*uuid) == Some(StreamState::Streaming) && self.told_durable.get(uuid) != Some(&position)
+            {
                 self.told_durable.insert(*uuid, position);
                 durable.push(v1::PrefixLatest { prefix_uuid: uuid.to_string(), position: Some(position_to(position)) });
             }
@@ -408,7 +414,11 @@ impl LagLog {
             );
         }
         if moved.len() > LAG_LINES {
-            tracing::info!("updates for {} more prefixes in the last {} s", moved.len() - LAG_LINES, passed.as_secs().max(1));
+            tracing::info!(
+                "updates for {} more prefixes in the last {} s",
+                moved.len() - LAG_LINES,
+                passed.as_secs().max(1)
+            );
         }
         behind.sort_unstable_by_key(|(n, _)| std::cmp::Reverse(*n));
         if let Some((lag, prefix)) = behind.first()
@@ -419,4 +429,3 @@ impl LagLog {
         }
     }
 }
-

@@ -108,7 +108,8 @@ impl Snapshots {
 
     fn find(&self, id: &str) -> Result<Arc<OpenSnapshot>, Status> {
         let id = Uuid::parse_str(id).map_err(|_| Status::invalid_argument("find snapshot: not an identity"))?;
-        let snapshot = self.open.lock().get(&id).cloned().ok_or_else(|| Status::not_found("find snapshot: it is not open"))?;
+        let snapshot =
+            self.open.lock().get(&id).cloned().ok_or_else(|| Status::not_found("find snapshot: it is not open"))?;
         self.renew(&snapshot)?;
         Ok(snapshot)
     }
@@ -137,7 +138,10 @@ impl Snapshots {
     }
 
     /// Reads one file from an offset; the chunks come through the channel.
-    pub fn read(self: &Arc<Self>, request: v1::ReadFileRequest) -> Result<mpsc::Receiver<Result<v1::FileChunk, Status>>, Status> {
+    pub fn read(
+        self: &Arc<Self>,
+        request: v1::ReadFileRequest,
+    ) -> Result<mpsc::Receiver<Result<v1::FileChunk, Status>>, Status> {
         let snapshot = self.find(&request.snapshot_id)?;
         let file = snapshot.files.iter().find(|f| f.name == request.name);
         let size = file.ok_or_else(|| Status::not_found("read file: the snapshot has no such file"))?.size;
@@ -234,14 +238,20 @@ fn remove(dir: &Path) {
 /// Makes the checkpoint; blocks.
 fn make(ctx: &ReplicationCtx, prefix: &Prefix, reader: DataUuid) -> Result<OpenSnapshot, OpenError> {
     let copy = prefix.copy().ok_or(OpenError::Unavailable("there is no copy of the prefix here"))?;
-    if matches!(prefix.phase(), PrefixPhase::Bootstrapping | PrefixPhase::Stopped { .. }) || ctx.is_below_floor(prefix) {
+    if matches!(prefix.phase(), PrefixPhase::Bootstrapping | PrefixPhase::Stopped { .. }) || ctx.is_below_floor(prefix)
+    {
         return Err(OpenError::Unavailable("the prefix is not complete here"));
     }
     let id = Uuid::new_v4();
     let owner = Owner::Snapshot(id);
     let held_after = prefix.position_at(prefix.applied());
     let expires_ms = ctx.hold_expiry_ms();
-    ctx.holds.lock().put(Hold { owner: owner.clone(), prefix: Some(prefix.uuid), after: held_after.sequence, expires_ms });
+    ctx.holds.lock().put(Hold {
+        owner: owner.clone(),
+        prefix: Some(prefix.uuid),
+        after: held_after.sequence,
+        expires_ms,
+    });
     let dir = ctx.dirs.checkpoint_dir(&id.to_string());
     let made = dir.map_err(OpenError::from).and_then(|dir| match checkpoint(prefix, &copy, &dir) {
         Ok(files) => Ok((dir, files)),
@@ -264,7 +274,11 @@ fn make(ctx: &ReplicationCtx, prefix: &Prefix, reader: DataUuid) -> Result<OpenS
     })
 }
 
-fn checkpoint(prefix: &Prefix, copy: &Arc<crate::store::prefix::Copy>, dir: &Path) -> Result<Vec<v1::SnapshotFile>, OpenError> {
+fn checkpoint(
+    prefix: &Prefix,
+    copy: &Arc<crate::store::prefix::Copy>,
+    dir: &Path,
+) -> Result<Vec<v1::SnapshotFile>, OpenError> {
     copy.db.checkpoint(dir)?;
     // What the checkpoint shows must not be lost here while it lives on elsewhere.
     prefix.sync()?;

@@ -72,7 +72,13 @@ impl Manifest {
 
     /// The manifest of a snapshot, and what to do for each of its files, given what an earlier attempt left. Removes what
     /// does not belong to it.
-    pub fn prepare(snapshot: &v1::Snapshot, source: DataUuid, held_after: Position, staging: &Path, before: Option<&Self>) -> io::Result<(Self, Vec<Todo>)> {
+    pub fn prepare(
+        snapshot: &v1::Snapshot,
+        source: DataUuid,
+        held_after: Position,
+        staging: &Path,
+        before: Option<&Self>,
+    ) -> io::Result<(Self, Vec<Todo>)> {
         let db = db_dir(staging);
         fs::create_dir_all(&db)?;
         for entry in fs::read_dir(&db)? {

@@ -110,7 +110,8 @@ pub(super) fn hello_to(own: &Own, whole: Option<&Reign>) -> v1::Hello {
 }
 
 pub(super) fn hello_from(hello: &v1::Hello) -> Result<PeerHello, WireError> {
-    let expected = if hello.expected_data_uuid.is_empty() { None } else { Some(member_from(&hello.expected_data_uuid)?) };
+    let expected =
+        if hello.expected_data_uuid.is_empty() { None } else { Some(member_from(&hello.expected_data_uuid)?) };
     Ok(PeerHello {
         version: hello.protocol_version,
         min_version: hello.min_protocol_version,
@@ -150,7 +151,11 @@ pub(super) struct FrameHead {
 }
 
 /// The frames of one batch, in parts of at most `part` bytes.
-pub(super) fn frames_of<'a>(head: &'a FrameHead, entry: &'a RingEntry, part: usize) -> impl Iterator<Item = v1::Frame> + 'a {
+pub(super) fn frames_of<'a>(
+    head: &'a FrameHead,
+    entry: &'a RingEntry,
+    part: usize,
+) -> impl Iterator<Item = v1::Frame> + 'a {
     let crc = crc32c::crc32c(&entry.bytes);
     (0..entry.bytes.len()).step_by(part).map(move |offset| {
         let payload: Bytes = entry.bytes.slice(offset..entry.bytes.len().min(offset + part));

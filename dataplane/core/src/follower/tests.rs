@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::batch::BatchBuilder;
-use crate::types::ReignId;
+use crate::types::{DataUuid, ReignId, StoreUid};
 
 const LARGEST: u64 = 1 << 20;
 
@@ -59,7 +59,8 @@ fn step(session: &mut Session, now: u64, event: Event) -> Vec<Effect> {
 }
 
 fn following(session: &mut Session, after: u64) -> u64 {
-    let effects = step(session, 0, Event::Follow { prefix: prefix(1), after: Position::new(u64::from(after > 0), after) });
+    let effects =
+        step(session, 0, Event::Follow { prefix: prefix(1), after: Position::new(u64::from(after > 0), after) });
     let [Effect::Resume { attempt, .. }] = effects[..] else { panic!("{effects:?}") };
     attempt
 }
@@ -119,7 +120,9 @@ fn a_hole_that_stays_becomes_a_bootstrap_and_nothing_is_skipped() {
         let effects = step(&mut s, now, Event::Frame(frame(attempt, 7, 1)));
         assert!(applied(&effects).is_empty());
         if round + 1 == MAX_MISSES {
-            assert!(effects.iter().any(|e| matches!(e, Effect::StartBootstrap { cause: BootstrapCause::Gap { .. }, .. })));
+            assert!(
+                effects.iter().any(|e| matches!(e, Effect::StartBootstrap { cause: BootstrapCause::Gap { .. }, .. }))
+            );
             return;
         }
         now += 10_000;

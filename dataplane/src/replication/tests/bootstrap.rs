@@ -1,0 +1,172 @@
+use super::proxy::Proxy;
+use super::*;
+use crate::store::prefix::PrefixPhase;
+
+/// A prefix of several table files, about `files` megabytes together.
+fn fill(prefix: &Prefix, files: u32) {
+    for _ in 0..files {
+        write_many(prefix, 100, 1_000);
+        prefix.copy().unwrap().db.flush().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gap_is_never_skipped_but_copied_and_streaming_goes_on() {
+    let a = primary().await;
+    let mut b = Node::new(2).await;
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    write_many(&a.prefix("data"), 20, 100);
+    b.equals(&a, "data").await;
+    b.stop_following().await;
+    let old = b.prefix("data").copy().unwrap().generation;
+    fill(&a.prefix("data"), 3);
+    prune(&a.prefix("data")).await;
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    write_many(&a.prefix("data"), 20, 100);
+    b.equals(&a, "data").await;
+    assert_eq!(b.ctx.stats.bootstraps_completed.get(), 1);
+    assert!(b.ctx.stats.gaps.get() >= 1);
+    assert!(b.prefix("data").copy().unwrap().generation > old);
+    let last = write_many(&a.prefix("data"), 20, 100);
+    b.equals(&a, "data").await;
+    eventually("the new copy is acknowledged", || a.prefix("data").released() == last.sequence).await;
+    eventually("snapshot and hold are let go", || a.ctx.stats.snapshots_open.get() == 0).await;
+    let old_dir = b.dir.path().join("prefixes").join(format!("data-{}", uuid_of("data"))).join(format!("gen-{old}"));
+    eventually("the old copy is removed", || !old_dir.exists()).await;
+    b.shut().await;
+    a.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_cut_goes_on_without_sending_finished_files_again() {
+    let a = primary().await;
+    fill(&a.prefix("data"), 8);
+    prune(&a.prefix("data")).await;
+    let mut b = Node::new(2).await;
+    let proxy = Proxy::new(&a).await;
+    proxy.cut_after(3 << 20);
+    b.follow(&reign(1), proxy.endpoint(&a), &a.endpoint());
+    eventually("the first attempt was cut", || b.ctx.stats.bootstrap_failures.get() >= 1).await;
+    // A new process goes on as well as the old one.
+    b.stop_following().await;
+    b.follow(&reign(1), proxy.endpoint(&a), &a.endpoint());
+    b.equals(&a, "data").await;
+    assert!(b.ctx.stats.bootstraps_resumed.get() >= 1);
+    assert_eq!(b.ctx.stats.bootstraps_started.get(), 1);
+    let disk = a.prefix("data").copy().unwrap().db.disk_bytes();
+    let taken = b.ctx.stats.bootstrap_bytes_received.get();
+    assert!(disk > 6 << 20, "{disk}");
+    assert!(taken < disk + disk / 10 + (1 << 20), "{taken} bytes were taken for {disk}");
+    assert!(proxy.passed() < disk + disk / 2);
+    b.shut().await;
+    a.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_of_a_discarded_copy_are_used_again_if_their_checksums_agree() {
+    let a = primary().await;
+    fill(&a.prefix("data"), 8);
+    prune(&a.prefix("data")).await;
+    let mut b = Node::new(2).await;
+    let proxy = Proxy::new(&a).await;
+    proxy.cut_after(5 << 20);
+    b.follow(&reign(1), proxy.endpoint(&a), &a.endpoint());
+    eventually("the first attempt was cut", || b.ctx.stats.bootstrap_failures.get() >= 1).await;
+    b.stop_following().await;
+    // The hold ends: the snapshot is worth nothing any more.
+    let holds: Vec<Owner> = a.ctx.holds.lock().live(0).map(|h| h.owner.clone()).collect();
+    for owner in holds.iter().filter(|o| matches!(o, Owner::Snapshot(_))) {
+        a.ctx.holds.lock().remove(owner);
+    }
+    b.follow(&reign(1), proxy.endpoint(&a), &a.endpoint());
+    b.equals(&a, "data").await;
+    assert_eq!(b.ctx.stats.bootstraps_started.get(), 2, "a new snapshot was needed");
+    let disk = a.prefix("data").copy().unwrap().db.disk_bytes();
+    let taken = b.ctx.stats.bootstrap_bytes_received.get();
+    assert!(taken < disk + disk / 4 + (1 << 20), "{taken} bytes were taken for {disk}");
+    b.shut().await;
+    a.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_it_copies_writes_go_on_and_the_hold_keeps_the_wal() {
+    let settings = Settings { bootstrap_max_bytes_per_second: 4 << 20, ..Settings::default() };
+    let a = primary().await;
+    fill(&a.prefix("data"), 6);
+    prune(&a.prefix("data")).await;
+    let mut b = Node::with(2, store_uid(), settings, Tuning::default()).await;
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    eventually("it copies", || b.ctx.stats.bootstrap_bytes_received.get() > 0).await;
+    let held = a.ctx.oldest_needed(uuid_of("data")).expect("a hold");
+    assert!(held <= a.prefix("data").applied());
+    let progress = b.follower.as_ref().unwrap().status().bootstraps[&uuid_of("data")];
+    assert!(progress.bytes_total > 5 << 20 && progress.attempts == 1);
+    assert_eq!(b.prefix("data").phase(), PrefixPhase::Bootstrapping);
+    write_many(&a.prefix("data"), 300, 100);
+    b.equals(&a, "data").await;
+    assert_eq!(b.ctx.stats.bootstraps_completed.get(), 1);
+    b.shut().await;
+    a.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_diverged_replica_is_rebuilt_and_its_old_copy_is_set_aside() {
+    let a = primary().await;
+    let mut b = Node::new(2).await;
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    write_many(&a.prefix("data"), 20, 100);
+    b.equals(&a, "data").await;
+    b.stop_following().await;
+    // Records of epoch 1 that nobody else has, and a new epoch elsewhere.
+    let tail = b.prefix("data");
+    let fork = tail.applied();
+    tail.set_writer(Some(reign(1).to_ref()));
+    write(&tail, &[(b"lost", b"1"), (b"lost too", b"2"), (b"and this", b"3")]);
+    tail.set_writer(None);
+    a.lead(&reign(2));
+    write_many(&a.prefix("data"), 20, 100);
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    b.equals(&a, "data").await;
+    assert_eq!(a.ctx.stats.diverged_sent.get(), 1);
+    let detached = b.dir.path().join("detached");
+    eventually("the old copy is set aside", || std::fs::read_dir(&detached).unwrap().count() == 1).await;
+    let kept = std::fs::read_dir(&detached).unwrap().next().unwrap().unwrap().path();
+    eventually("and says why", || kept.join("why.txt").exists()).await;
+    let why = std::fs::read_to_string(kept.join("why.txt")).unwrap();
+    assert!(why.contains(&format!("after 1/{fork} up to 1/{}", fork.0 + 3)), "{why}");
+    b.shut().await;
+    a.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_can_have_a_prefix_copied_anew() {
+    let a = primary().await;
+    write_many(&a.prefix("data"), 20, 100);
+    let mut b = Node::new(2).await;
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    b.equals(&a, "data").await;
+    let old = b.prefix("data").copy().unwrap().generation;
+    b.follower.as_ref().unwrap().reseed(uuid_of("data"));
+    eventually("a new copy", || b.prefix("data").copy().unwrap().generation > old).await;
+    write_many(&a.prefix("data"), 20, 100);
+    b.equals(&a, "data").await;
+    b.shut().await;
+    a.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catalogue_beyond_the_wal_is_copied_and_its_prefixes_follow() {
+    let a = primary().await;
+    for name in ["one", "two", "three"] {
+        write_many(&a.create(name), 5, 100);
+    }
+    prune(&a.prefix_by(catalogue_uuid(&store_uid()))).await;
+    let mut b = Node::new(2).await;
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    for name in ["one", "two", "three"] {
+        b.equals(&a, name).await;
+    }
+    assert_eq!(b.ctx.stats.bootstraps_completed.get(), 1);
+    b.shut().await;
+    a.shut().await;
+}
