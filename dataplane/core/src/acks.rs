@@ -127,11 +127,11 @@ impl AckTable {
         self.members.retain(|who, m| m.connected || reign.members.contains(who));
     }
 
-    /// Forgets a dropped prefix.
-    pub fn forget_prefix(&mut self, prefix: PrefixUuid) {
-        self.samples.remove(&prefix);
+    /// Forgets the prefixes that `keep` does not know: they were dropped.
+    pub fn retain_prefixes(&mut self, keep: impl Fn(PrefixUuid) -> bool) {
+        self.samples.retain(|prefix, _| keep(*prefix));
         for member in self.members.values_mut() {
-            member.acks.remove(&prefix);
+            member.acks.retain(|prefix, _| keep(*prefix));
         }
     }
 

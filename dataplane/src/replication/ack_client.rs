@@ -183,6 +183,7 @@ fn ack_of(ctx: &ReplicationCtx, prefix: &Prefix) -> Option<v1::Ack> {
         return None;
     }
     // Read in this order, so that received >= applied >= durable holds whatever moves meanwhile.
+    // Without syncs nothing is known to be durable; such a store counts nobody and measures lag by what is applied.
     let durable = prefix.durable();
     let applied = prefix.applied().max(durable);
     let received = prefix.received().max(applied);
@@ -191,7 +192,8 @@ fn ack_of(ctx: &ReplicationCtx, prefix: &Prefix) -> Option<v1::Ack> {
         applied: prefix.position_at(applied),
         durable: prefix.position_at(durable),
     };
-    if ctx.member.floor(prefix.uuid).is_some_and(|floor| positions.durable < floor) {
+    let reached = if ctx.syncs() { positions.durable } else { positions.applied };
+    if ctx.member.floor(prefix.uuid).is_some_and(|floor| reached < floor) {
         return None;
     }
     Some(ack_to(prefix.uuid, positions))

@@ -53,6 +53,8 @@ pub(super) enum BootstrapError {
     NoUpstream,
     #[error("bootstrap prefix: it was dropped")]
     Dropped,
+    #[error("bootstrap prefix: the follower stops")]
+    Stopping,
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error("bootstrap prefix: {}", .0.message())]
@@ -87,6 +89,7 @@ impl BootstrapError {
             Self::NoSpace { .. } => 30_000,
             Self::NoUpstream
             | Self::Dropped
+            | Self::Stopping
             | Self::Link(_)
             | Self::Call(_)
             | Self::Silent
@@ -137,11 +140,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
         };
         meter.attempt();
-        let attempt = tokio::select! {
-            () = shared.stop.cancelled() => return,
-            result = attempt(&shared, prefix, cause, meter) => result,
-        };
-        match attempt {
+        match attempt(&shared, prefix, cause, meter).await {
+            Err(BootstrapError::Stopping) => return,
             Ok(()) | Err(BootstrapError::Dropped) => {
                 shared.bootstraps.done(prefix);
                 shared.look.notify_one();
@@ -160,7 +160,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// One attempt, given up when the orders name another upstream.
+/// One attempt. Fetching is given up when the orders name another upstream or the follower stops; replacing is not, so that
+/// whoever stops the follower finds either the old copy or the new one.
 async fn attempt(
     shared: &Arc<Shared>,
     uuid: PrefixUuid,
@@ -187,6 +188,7 @@ async fn attempt(
             }
         };
         tokio::select! {
+            () = shared.stop.cancelled() => return Err(BootstrapError::Stopping),
             () = orders_change => return Err(BootstrapError::NoUpstream),
             fetched = job.fetch() => fetched?,
         }

@@ -2,6 +2,8 @@
 //!
 //! Invariant: a hold ends by itself; nobody can keep a volume filling up by vanishing.
 
+use std::collections::HashMap;
+
 use parovoz_dataplane_core::types::{DataUuid, PrefixUuid, Sequence};
 use uuid::Uuid;
 
@@ -42,22 +44,19 @@ pub struct Hold {
 /// All holds of this member. Small: one per follower and prefix, a few snapshots, a few of a person.
 #[derive(Debug, Default)]
 pub struct Holds {
-    holds: Vec<Hold>,
+    holds: HashMap<(Owner, Option<PrefixUuid>), Hold>,
 }
 
 impl Holds {
-    /// Adds a hold or moves the one of the same owner and prefix. A follower's moves forward only as it says so.
+    /// Adds a hold, or puts it in place of the one of the same owner and prefix.
     pub fn put(&mut self, hold: Hold) {
-        match self.holds.iter_mut().find(|h| h.owner == hold.owner && h.prefix == hold.prefix) {
-            Some(present) => *present = hold,
-            None => self.holds.push(hold),
-        }
+        self.holds.insert((hold.owner.clone(), hold.prefix), hold);
     }
 
     /// Lets all holds of an owner live until `expires_ms`; answers whether there are any.
     pub fn renew(&mut self, owner: &Owner, expires_ms: u64) -> bool {
         let mut found = false;
-        for hold in self.holds.iter_mut().filter(|h| h.owner == *owner) {
+        for hold in self.holds.values_mut().filter(|h| h.owner == *owner) {
             hold.expires_ms = expires_ms;
             found = true;
         }
@@ -66,17 +65,17 @@ impl Holds {
 
     /// Ends all holds of an owner.
     pub fn remove(&mut self, owner: &Owner) {
-        self.holds.retain(|h| h.owner != *owner);
+        self.holds.retain(|_, h| h.owner != *owner);
     }
 
-    /// Ends all holds on a dropped prefix.
-    pub fn forget_prefix(&mut self, prefix: PrefixUuid) {
-        self.holds.retain(|h| h.prefix != Some(prefix));
+    /// Ends the holds on prefixes that `keep` does not know: they were dropped.
+    pub fn retain_prefixes(&mut self, keep: impl Fn(PrefixUuid) -> bool) {
+        self.holds.retain(|_, h| h.prefix.is_none_or(&keep));
     }
 
     /// Removes what has ended.
     pub fn expire(&mut self, now_ms: u64) {
-        self.holds.retain(|h| h.expires_ms > now_ms);
+        self.holds.retain(|_, h| h.expires_ms > now_ms);
     }
 
     /// `delay_background`: everything that is there now stays until `expires_ms`, for one prefix or for all.
@@ -86,7 +85,7 @@ impl Holds {
 
     /// `continue_background`: ends a person's hold on one prefix, or all of them.
     pub fn continue_(&mut self, prefix: Option<PrefixUuid>) {
-        self.holds.retain(|h| h.owner != Owner::Operator || (prefix.is_some() && h.prefix != prefix));
+        self.holds.retain(|_, h| h.owner != Owner::Operator || (prefix.is_some() && h.prefix != prefix));
     }
 
     /// What follows this sequence must not be removed; `None` = nobody needs anything.
@@ -97,7 +96,7 @@ impl Holds {
 
     /// All holds that have not ended.
     pub fn live(&self, now_ms: u64) -> impl Iterator<Item = &Hold> {
-        self.holds.iter().filter(move |h| h.expires_ms > now_ms)
+        self.holds.values().filter(move |h| h.expires_ms > now_ms)
     }
 }
 

@@ -259,8 +259,12 @@ impl Sender {
 
     async fn send(&self, message: Message) -> Result<(), Cut> {
         let deadline = self.ctx.tuning.send_deadline;
-        let message = v1::UpstreamMessage { message: Some(message) };
-        match tokio::time::timeout(deadline, self.out.send(Ok(message))).await {
+        let message = match self.out.try_send(Ok(v1::UpstreamMessage { message: Some(message) })) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(Cut::Gone),
+            Err(mpsc::error::TrySendError::Full(message)) => message,
+        };
+        match tokio::time::timeout(deadline, self.out.send(message)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Cut::Gone),
             Err(_) => Err(Cut::Slow(deadline)),

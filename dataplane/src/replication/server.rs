@@ -25,7 +25,9 @@ use super::snapshots::Snapshots;
 use super::wire::{self, hello_from, hello_to, latest_from, position_from, prefix_from, reign_ref_from, reign_ref_to};
 use crate::clock;
 
-/// Messages that may wait in each direction of a stream.
+/// Frames that may wait for the network; their bytes are bounded by the follower's credit.
+const FRAME_QUEUE: usize = 64;
+/// Beats that may wait.
 const QUEUE: usize = 8;
 /// Resumes and the like that may wait: one per prefix and some.
 const CONTROL_QUEUE: usize = 4096;
@@ -113,9 +115,15 @@ async fn keep_house(ctx: Arc<ReplicationCtx>, snapshots: Arc<Snapshots>, stop: C
         ctx.holds.lock().expire(now_ms);
         snapshots.expire(now_ms).await;
         let role = ctx.store.role();
+        let prefixes = ctx.store.prefixes();
+        ctx.holds.lock().retain_prefixes(|p| prefixes.by_uuid.contains_key(&p));
         let mut acks = ctx.acks.lock();
         if role.is_primary {
-            for prefix in ctx.store.prefixes().by_uuid.values() {
+            acks.retain_prefixes(|p| prefixes.by_uuid.contains_key(&p));
+            if let Some(reign) = &role.reign {
+                acks.retain_members(reign);
+            }
+            for prefix in prefixes.by_uuid.values() {
                 acks.sample(prefix.uuid, now_ms, prefix.applied(), prefix.bytes_total());
             }
         } else if was_primary {
@@ -184,7 +192,7 @@ impl Replication for Service {
             _ => return Err(wire::WireError::Missing("hello").into()),
         };
         let (peer, reign) = self.admit(Some(&hello))?;
-        let (out, receiver) = mpsc::channel(QUEUE);
+        let (out, receiver) = mpsc::channel(FRAME_QUEUE);
         let mut own = self.ctx.own(Some(peer.data_uuid));
         own.reign = Some(reign.to_ref());
         let answer = v1::UpstreamMessage { message: Some(ToFollower::Hello(hello_to(&own, Some(&reign)))) };

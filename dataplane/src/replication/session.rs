@@ -92,6 +92,7 @@ async fn open(
         reports,
         prefixes: HashMap::new(),
         told_durable: HashMap::new(),
+        renewed: Instant::now(),
         effects: Vec::new(),
         lag: LagLog { applied: HashMap::new(), at: Instant::now(), warned: None },
     };
@@ -127,6 +128,7 @@ struct Live {
     reports: mpsc::UnboundedReceiver<Report>,
     prefixes: HashMap<PrefixUuid, Arc<Prefix>>,
     told_durable: HashMap<PrefixUuid, Position>,
+    renewed: Instant,
     effects: Vec<Effect>,
     lag: LagLog,
 }
@@ -351,10 +353,13 @@ impl Live {
                 durable.push(v1::PrefixLatest { prefix_uuid: uuid.to_string(), position: Some(position_to(position)) });
             }
         }
-        // An empty one renews nothing, so the holds of an idle follower are renewed by a full set now and then.
-        if durable.is_empty() {
+        // A hold that is not renewed ends: an idle follower says everything anew now and then.
+        let renewal = Duration::from_secs(self.ctx().store.settings.load().hold_timeout_seconds) / 4;
+        if self.renewed.elapsed() > renewal {
+            self.renewed = Instant::now();
             self.told_durable.clear();
-        } else {
+        }
+        if !durable.is_empty() {
             self.send(ToUpstream::Credit(v1::Credit { bytes: 0, durable }))?;
         }
         let warning = self.ctx().store.settings.load().lag_warning_sequences;
