@@ -10,6 +10,7 @@ pub mod grpc;
 pub mod http;
 pub mod logging;
 pub mod member;
+pub mod memory;
 pub mod process;
 pub mod replication;
 pub mod run;

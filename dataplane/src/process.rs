@@ -12,6 +12,7 @@ use parovoz_proto::v1::store_server::StoreServer;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::admin::AdminService;
@@ -19,10 +20,11 @@ use crate::config::{RunArgs, Settings};
 use crate::grpc::StoreService;
 use crate::logging::LogControl;
 use crate::member::Member;
+use crate::member::following::Following;
 use crate::member::hooks::Hooks;
 use crate::member::report::Reporter;
 use crate::member::state::MemberState;
-use crate::replication::{Follower, ReplicationCtx};
+use crate::replication::ReplicationCtx;
 use crate::run::{FatalSwitch, RunError, STOP_DEADLINE, limits, listen, open_engine, open_volume, raise_descriptor_limit};
 use crate::shard::Shards;
 use crate::store::catalogue::Catalogue;
@@ -40,10 +42,14 @@ const RING_AGE_MS: u64 = 60_000;
 /// # Errors
 /// If a part can't be started. What a person must repair does not end the process but parks it, up and saying why.
 pub fn run(args: &RunArgs, logs: LogControl) -> Result<(), RunError> {
+    let mut args = args.clone();
+    let memory_limit = crate::memory::container_limit();
+    crate::memory::fit(&mut args, memory_limit);
+    let args = &args;
     let main = runtime("main", 0)?;
     let descriptors = raise_descriptor_limit()?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = %args.pod_name, descriptors, "starting");
-    match Parts::start(args, logs, main.handle()) {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = %args.pod_name, descriptors, memory_limit, "starting");
+    match Parts::start(args, logs) {
         Ok(parts) => main.block_on(parts.serve(args)),
         Err(error) if parked::needs_a_person(&error) => main.block_on(parked::serve(args, &error)),
         Err(error) => Err(error),
@@ -78,6 +84,7 @@ struct Parts {
     client: Runtime,
     bulk: Runtime,
     replication: Runtime,
+    replication_stop: CancellationToken,
     _volume_lock: std::fs::File,
 }
 
@@ -89,7 +96,7 @@ fn event_loops(args: &RunArgs) -> usize {
 }
 
 impl Parts {
-    fn start(args: &RunArgs, logs: LogControl, main: &Handle) -> Result<Self, RunError> {
+    fn start(args: &RunArgs, logs: LogControl) -> Result<Self, RunError> {
         let settings = args.config.as_deref().map_or_else(|| Ok(Settings::default()), Settings::read)?;
         let volume = open_volume(args, &settings)?;
         let fatal = FatalSwitch::abort();
@@ -117,10 +124,11 @@ impl Parts {
             advertise(args, &store),
         ));
         let replication = runtime("replication", 0)?;
-        let follower = Arc::new(Follower::new(ctx.clone(), replication.handle().clone()));
+        let follower = Arc::new(Following::new(ctx.clone(), replication.handle().clone()));
         let member =
             Arc::new(Member::new(store.clone(), catalogue.clone(), follower.clone(), state, fatal.clone()));
         let shards = Shards::start(store.clone(), args, loops, fatal).map_err(|e| RunError::Loops(e.to_string()))?;
+        shards.handle().set_followers(Arc::new(view::View { ctx: ctx.clone(), follower: follower.clone() }));
         let reporter = Arc::new(Reporter {
             store: store.clone(),
             member: member.clone(),
@@ -138,7 +146,6 @@ impl Parts {
             replication: ctx.clone(),
             logs,
         };
-        let _ = main;
         Ok(Self {
             store,
             member,
@@ -150,6 +157,7 @@ impl Parts {
             client: runtime("client", 0)?,
             bulk: runtime("bulk", 10)?,
             replication,
+            replication_stop: CancellationToken::new(),
             _volume_lock: volume.lock,
         })
     }
@@ -167,6 +175,7 @@ impl Parts {
         });
         let parts = parts.await.map_err(|e| RunError::Loops(e.to_string()))?;
         let _ = stop.send(true);
+        parts.replication_stop.cancel();
         for runtime in [parts.client, parts.bulk, parts.replication] {
             runtime.shutdown_background();
         }
@@ -183,8 +192,12 @@ impl Parts {
             serve_router(runtime.handle(), router, listener, stopping.clone());
         }
         let listener = listen(args, args.replication_port).await?;
-        let (ctx, stopped) = (self.ctx.clone(), stopping.clone());
-        self.replication.spawn(async move { crate::replication::serve(ctx, listener, stopped).await });
+        let (ctx, token) = (self.ctx.clone(), self.replication_stop.clone());
+        self.replication.spawn(async move {
+            if let Err(error) = crate::replication::serve(ctx, listener, token).await {
+                tracing::error!(%error, "the replication port ended");
+            }
+        });
         let listener = listen(args, args.admin_port).await?;
         let router = Server::builder().add_service(AdminServer::new(self.admin.clone()));
         serve_router(&Handle::current(), router, listener, stopping.clone());
@@ -192,7 +205,9 @@ impl Parts {
         let health = Arc::new(view::Probe::new(self.admin.reporter.clone(), self.engine.clone(), self.ctx.clone(), self.shards.handle()));
         tokio::spawn(async move { axum::serve(listener, crate::http::router(health)).await });
 
-        self.member.resume_orders();
+        let member = self.member.clone();
+        let resumed = tokio::task::spawn_blocking(move || member.resume_orders()).await;
+        resumed.map_err(|e| RunError::Loops(e.to_string()))?.map_err(|e| RunError::Loops(e.to_string()))?;
         tracing::info!(resp = args.resp_port, client = args.client_port, "listening");
         let housekeeping = tokio::spawn(housekeeping(
             args.config.clone(),

@@ -17,7 +17,8 @@ use tonic::{Request, Response, Status};
 use crate::logging::LogControl;
 use crate::member::report::{Reporter, position};
 use crate::member::{Member, MemberError};
-use crate::replication::{Follower, ReplicationCtx};
+use crate::replication::ReplicationCtx;
+use crate::member::following::Following;
 use crate::store::catalogue::Catalogue;
 use crate::store::{CreateError, Store};
 
@@ -38,7 +39,7 @@ pub struct AdminService {
     /// Creates and drops prefixes.
     pub catalogue: Arc<Catalogue>,
     /// Reseeds.
-    pub follower: Arc<Follower>,
+    pub follower: Arc<Following>,
     /// Holds on WAL and acknowledgements.
     pub replication: Arc<ReplicationCtx>,
     /// Log filter.
@@ -48,7 +49,7 @@ pub struct AdminService {
 fn refuse(error: &MemberError) -> Status {
     match error {
         MemberError::Refused(_) | MemberError::Incomplete(_) => Status::failed_precondition(error.to_string()),
-        MemberError::Slots(_) | MemberError::Catalogue(_) | MemberError::Begin { .. } => Status::internal(error.to_string()),
+        MemberError::Slots(_) | MemberError::Catalogue(_) | MemberError::Begin { .. } | MemberError::Follower(_) => Status::internal(error.to_string()),
     }
 }
 

@@ -115,10 +115,9 @@ fn histogram(
     }
     let bound = |i: usize| if i + 1 == BUCKETS { f64::MAX } else { scale * f64::from(1u32 << i) };
     let buckets: Vec<(f64, u64)> = counts.iter().enumerate().map(|(i, n)| (bound(i), *n)).collect();
-    let metric = e.encode_descriptor(name, help, None, MetricType::Histogram)?;
-    let mut metric = metric;
+    let mut metric = e.encode_descriptor(name, help, None, MetricType::Histogram)?;
     #[allow(clippy::cast_precision_loss)]
-    metric.encode_histogram::<()>(sum as f64 * scale, counts.iter().sum(), &buckets, None)
+    metric.encode_histogram::<CommandLabel>(sum as f64 * scale, counts.iter().sum(), &buckets, None)
 }
 
 fn read(of: &Histogram) -> ([u64; BUCKETS], u64) {

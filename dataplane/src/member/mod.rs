@@ -3,6 +3,7 @@
 //! One owner: every change of role goes through [`Member`], under its lock, in the order *decide (pure) -> store, synced ->
 //! act*. A crash between two steps leaves a promise without an act, which is what a restart expects.
 
+pub mod following;
 pub mod hooks;
 pub mod report;
 pub mod state;
@@ -15,8 +16,8 @@ use parovoz_dataplane_core::types::{DataUuid, Reign, StoreUid};
 
 use crate::config::Durability;
 use crate::disk::slots::SlotError;
-use crate::replication::Follower;
 use crate::run::FatalSwitch;
+use self::following::Following;
 use self::state::MemberState;
 use crate::store::catalogue::{Catalogue, CatalogueError};
 use crate::store::prefix::{CommitError, Prefix, PrefixPhase};
@@ -31,6 +32,9 @@ pub enum MemberError {
     /// The promise could not be stored; nothing was done.
     #[error(transparent)]
     Slots(#[from] SlotError),
+    /// The follower can't be started.
+    #[error("start follower: {0}")]
+    Follower(std::io::Error),
     /// The catalogue can't be used.
     #[error(transparent)]
     Catalogue(#[from] CatalogueError),
@@ -52,7 +56,7 @@ pub enum MemberError {
 pub struct Member {
     store: Arc<Store>,
     catalogue: Arc<Catalogue>,
-    follower: Arc<Follower>,
+    follower: Arc<Following>,
     state: Arc<MemberState>,
     /// Serializes orders. Never taken by replication's threads, so that stopping them under it can't dead-lock.
     orders: Mutex<()>,
@@ -65,7 +69,7 @@ impl Member {
     pub fn new(
         store: Arc<Store>,
         catalogue: Arc<Catalogue>,
-        follower: Arc<Follower>,
+        follower: Arc<Following>,
         state: Arc<MemberState>,
         fatal: FatalSwitch,
     ) -> Self {
@@ -79,15 +83,21 @@ impl Member {
     }
 
     /// Goes on as last ordered: a follower follows, a former primary waits, read-only, for a new promotion.
-    pub fn resume_orders(&self) {
+    ///
+    /// # Errors
+    /// If the follower can't be started.
+    pub fn resume_orders(&self) -> Result<(), MemberError> {
         let _orders = self.orders.lock();
         let record = self.state.record();
         match (record.orders, record.promised) {
             (Some(Orders::Follow { upstream, primary }), Some(reign)) => {
                 self.catalogue.expect();
-                self.start_following(reign, upstream, primary);
+                self.start_following(reign, upstream, primary)
             }
-            (_, reign) => self.store.set_role(RoleView { reign, ..RoleView::default() }),
+            (_, reign) => {
+                self.store.set_role(RoleView { reign, ..RoleView::default() });
+                Ok(())
+            }
         }
     }
 
@@ -133,8 +143,7 @@ impl Member {
         self.demote();
         self.catalogue.expect();
         tracing::info!(epoch = %reign.epoch, upstream = %upstream.replication, "following");
-        self.start_following(reign.clone(), upstream, primary);
-        Ok(())
+        self.start_following(reign.clone(), upstream, primary)
     }
 
     /// Ends writing, makes everything durable and notes that the stop was clean. The last thing that a member does.
@@ -162,14 +171,14 @@ impl Member {
         }
     }
 
-    fn start_following(&self, reign: Reign, upstream: Endpoint, primary: Endpoint) {
+    fn start_following(&self, reign: Reign, upstream: Endpoint, primary: Endpoint) -> Result<(), MemberError> {
         self.store.set_role(RoleView {
             reign: Some(reign),
             is_primary: false,
             primary: Some(primary),
             upstream: Some(upstream),
         });
-        self.follower.start();
+        self.follower.start().map_err(MemberError::Follower)
     }
 
     /// A member that lacks a prefix's copy must not lead: what it lacks would be gone.

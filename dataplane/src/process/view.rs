@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use parovoz_dataplane_core::types::PrefixUuid;
+use parovoz_dataplane_core::types::{PrefixUuid, Sequence};
 use parovoz_proto::v1;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -11,8 +11,9 @@ use crate::http::Health;
 use crate::http::metrics::{MemberCollector, registry};
 use crate::http::traffic::TrafficCollector;
 use crate::member::report::{ReplicationView, Reporter};
-use crate::replication::{Follower, ReplicationCtx};
-use crate::shard::ShardsHandle;
+use crate::member::following::Following;
+use crate::replication::ReplicationCtx;
+use crate::shard::{FollowerCount, ShardsHandle};
 
 /// See the module.
 #[derive(Debug)]
@@ -20,7 +21,7 @@ pub struct View {
     /// Acknowledgements.
     pub ctx: Arc<ReplicationCtx>,
     /// The session with the upstream.
-    pub follower: Arc<Follower>,
+    pub follower: Arc<Following>,
 }
 
 /// The followers' progress as it stands on the wire.
@@ -39,7 +40,7 @@ pub fn follower_reports(ctx: &ReplicationCtx) -> Vec<v1::FollowerReport> {
 
 impl ReplicationView for View {
     fn upstream_connected(&self) -> bool {
-        self.follower.status().connected
+        self.follower.status().connected()
     }
 
     fn bootstrap(&self, prefix: PrefixUuid) -> Option<v1::BootstrapProgress> {
@@ -56,6 +57,16 @@ impl ReplicationView for View {
 
     fn followers(&self) -> Vec<v1::FollowerReport> {
         follower_reports(&self.ctx)
+    }
+}
+
+impl FollowerCount for View {
+    fn acked(&self, prefix: PrefixUuid, sequence: Sequence) -> usize {
+        self.ctx.acks.lock().members_at(prefix, sequence)
+    }
+
+    fn connected(&self) -> usize {
+        self.ctx.follower_reports().iter().filter(|f| f.connected).count()
     }
 }
 
