@@ -185,3 +185,21 @@ async fn after_stop_nothing_is_applied_any_more() {
     b.shut().await;
     a.shut().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_holds_the_wal_that_it_still_needs_and_no_more() {
+    let a = primary().await;
+    let mut b = Node::new(2).await;
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    b.equals(&a, "data").await;
+    b.stop_following().await;
+    let needed = a.ctx.oldest_needed(uuid_of("data")).expect("a hold that outlives the connection");
+    assert!(needed <= b.prefix("data").durable());
+    let last = write_many(&a.prefix("data"), 50, 100);
+    assert_eq!(a.ctx.oldest_needed(uuid_of("data")), Some(needed));
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    eventually("the hold follows what is durable", || a.ctx.oldest_needed(uuid_of("data")) == Some(last.sequence))
+        .await;
+    b.shut().await;
+    a.shut().await;
+}
