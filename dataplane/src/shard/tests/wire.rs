@@ -1,0 +1,219 @@
+//! Sockets: fragments, pipelines, order, limits, slow clients, several loops.
+
+use std::net::Shutdown;
+
+use redis::Commands;
+
+use super::*;
+
+#[test]
+fn a_request_may_arrive_byte_by_byte() {
+    let rig = Rig::new().prefixes(&["a"]);
+    let mut raw = rig.raw();
+    for byte in b"*3\r\n$3\r\nSET\r\n$3\r\na:k\r\n$5\r\nhello\r\n*2\r\n$3\r\nGET\r\n$3\r\na:k\r\n" {
+        raw.send([*byte]);
+    }
+    raw.expect("+OK\r\n$5\r\nhello\r\n");
+}
+
+#[test]
+fn a_long_pipeline_over_prefixes_of_all_loops_is_answered_in_order() {
+    for loops in [1, 2, 3] {
+        let rig = Rig::with(Plan { loops, rocks: true, ..Plan::default() }).prefixes(&["a", "b", "c"]);
+        let mut raw = rig.raw();
+        let (mut request, mut expected) = (String::new(), String::new());
+        for i in 0..10_000 {
+            let prefix = ["a", "b", "c"][i * 7 % 3];
+            request += &format!("SET {prefix}:{i} {i}\r\nGET {prefix}:{i}\r\n");
+            expected += &format!("+OK\r\n${}\r\n{i}\r\n", i.to_string().len());
+        }
+        let mut writer = Raw(raw.0.try_clone().unwrap());
+        let sender = std::thread::spawn(move || writer.send(request));
+        assert!(raw.take(expected.len()) == expected, "with {loops} loops");
+        sender.join().unwrap();
+    }
+}
+
+#[test]
+fn a_connection_whose_requests_all_belong_elsewhere_moves_there() {
+    let rig = Rig::new().prefixes(&["a", "b"]);
+    let mut connections: Vec<Raw> = (0..4).map(|_| rig.raw()).collect();
+    for _ in 0..200 {
+        for raw in &mut connections {
+            raw.send("INCR b:n\r\n");
+            raw.expect_line(":");
+        }
+    }
+    assert_eq!(rig.sum(|s| &s.moved), 2, "those of the other loop, once");
+    connections[0].send("GET b:n\r\n");
+    connections[0].expect("$3\r\n800\r\n");
+}
+
+#[test]
+fn increments_of_many_connections_add_up_and_share_commits() {
+    let rig = Rig::with(Plan { rocks: true, ..Plan::default() }).prefixes(&["a", "n"]);
+    let address = rig.shards.address();
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let mut raw = Raw::to(address);
+                for _ in 0..20 {
+                    raw.send("INCR n:sum\r\n".repeat(100));
+                    for _ in 0..100 {
+                        raw.expect_line(":");
+                    }
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|t| t.join().unwrap());
+    assert_eq!(rig.redis().get::<_, i64>("n:sum").unwrap(), 16_000);
+    let commits = rig.sum(|s| &s.commits);
+    assert!(commits <= 16_000 / 4, "{commits} commits for 16,000 writes");
+}
+
+#[test]
+fn a_client_that_does_not_read_is_paused_and_hurts_nobody() {
+    let rig = Rig::new().prefixes(&["a"]);
+    let mut c = rig.redis();
+    let () = c.set("a:big", vec![b'x'; 1 << 20]).unwrap();
+    let mut lazy = rig.raw();
+    // Two gigabytes of replies, which nobody takes.
+    let request = "GET a:big\r\n".repeat(2000);
+    lazy.send(&request);
+    for i in 0..1000 {
+        let () = c.set("a:k", i).unwrap();
+    }
+    wait_until("its replies wait", || rig.sum(|s| &s.bytes_out) > 1 << 20);
+    let held = rig.sum(|s| &s.bytes_out);
+    assert!(held < 100 << 20, "{held} bytes went into buffers of one client");
+    // Once it reads, it gets everything.
+    for _ in 0..2000 {
+        lazy.expect("$1048576\r\n");
+        let mut rest = vec![0; (1 << 20) + 2];
+        lazy.0.read_exact(&mut rest).unwrap();
+    }
+}
+
+#[test]
+fn a_connection_too_many_is_refused_with_a_reason() {
+    let rig = Rig::with(Plan { max_connections: 2, ..Plan::default() });
+    let mut kept = [rig.raw(), rig.raw()];
+    for raw in &mut kept {
+        raw.send("PING\r\n");
+        raw.expect("+PONG\r\n");
+    }
+    let mut refused = rig.raw();
+    refused.expect("-ERR max number of clients reached\r\n");
+    refused.expect_end();
+    drop(kept);
+    wait_until("places are free again", || rig.shards.shared.clients.len() == 0);
+    let mut raw = rig.raw();
+    raw.send("PING\r\n");
+    raw.expect("+PONG\r\n");
+}
+
+#[test]
+fn nonsense_ends_only_its_own_connection() {
+    let rig = Rig::new();
+    let mut good = rig.raw();
+    for (nonsense, words) in [("*1\r\n$-5\r\n", "invalid bulk length"), ("*9999999\r\n", "invalid multibulk length")] {
+        let mut bad = rig.raw();
+        bad.send(format!("PING\r\n{nonsense}PING\r\n"));
+        bad.expect("+PONG\r\n");
+        bad.expect_line(words);
+        bad.expect_end();
+    }
+    good.send("NONSENSE x\r\nPING\r\n");
+    good.expect_line("-ERR unknown command 'NONSENSE', with args beginning with: 'x'");
+    good.expect("+PONG\r\n");
+}
+
+#[test]
+fn what_was_asked_before_the_client_closed_its_side_is_answered() {
+    let rig = Rig::new().prefixes(&["a", "b"]);
+    let mut raw = rig.raw();
+    raw.send("SET a:k 1\r\nSET b:k 2\r\nGET b:k\r\n");
+    raw.0.shutdown(Shutdown::Write).unwrap();
+    raw.expect("+OK\r\n+OK\r\n$1\r\n2\r\n");
+    raw.expect_end();
+}
+
+#[test]
+fn prefixes_are_made_by_their_first_write_also_in_a_pipeline() {
+    let rig = Rig::new();
+    let mut raw = rig.raw();
+    let names: Vec<String> = (0..20).map(|i| format!("p{i}")).collect();
+    let request: String = names.iter().map(|n| format!("GET {n}:k\r\nSET {n}:k {n}\r\nGET {n}:k\r\n")).collect();
+    let expected: String = names.iter().map(|n| format!("$-1\r\n+OK\r\n${}\r\n{n}\r\n", n.len())).collect();
+    raw.send(request);
+    raw.expect(&expected);
+    assert_eq!(rig.store.prefixes().by_name.len(), 20);
+}
+
+#[test]
+fn a_fatal_error_ends_the_process_and_answers_nobody() {
+    let rig = Rig::new().prefixes(&["a"]);
+    let mut raw = rig.raw();
+    raw.send("SET a:k 1\r\n");
+    raw.expect("+OK\r\n");
+    let copy = rig.store.prefix(b"a").unwrap().copy().unwrap();
+    let db = Arc::new(Failing(copy.db.clone()));
+    let broken = Copy { generation: 2, dir: copy.dir.clone(), sequence_offset: 0, db };
+    rig.store.prefix(b"a").unwrap().install(broken, EpochHistory::default());
+    raw.send("SET a:k 2\r\n");
+    wait_until("the process is told to end", || rig.fatal.get().is_some());
+    raw.expect_end();
+}
+
+/// A database whose disk is full.
+#[derive(Debug)]
+struct Failing(Arc<dyn parovoz_engine::Database>);
+
+impl parovoz_engine::Database for Failing {
+    fn latest(&self) -> Sequence {
+        self.0.latest()
+    }
+    fn get_with(&self, f: parovoz_engine::Family, key: &[u8], found: &mut dyn FnMut(&[u8])) -> parovoz_engine::Result<bool> {
+        self.0.get_with(f, key, found)
+    }
+    fn write(&self, _: &[u8], _: bool) -> parovoz_engine::Result<Sequence> {
+        Err(parovoz_engine::EngineError::NoSpace { action: "write batch".into() })
+    }
+    fn sync(&self) -> parovoz_engine::Result<()> {
+        self.0.sync()
+    }
+    fn snapshot(&self) -> Box<dyn parovoz_engine::Snapshot + '_> {
+        self.0.snapshot()
+    }
+    fn updates_after(&self, after: Sequence) -> parovoz_engine::Result<Box<dyn parovoz_engine::Updates + '_>> {
+        self.0.updates_after(after)
+    }
+    fn oldest_in_wal(&self) -> parovoz_engine::Result<Sequence> {
+        self.0.oldest_in_wal()
+    }
+    fn wal_files(&self) -> parovoz_engine::Result<Vec<parovoz_engine::WalFile>> {
+        self.0.wal_files()
+    }
+    fn remove_archived(&self, file: &parovoz_engine::WalFile) -> parovoz_engine::Result<()> {
+        self.0.remove_archived(file)
+    }
+    fn checkpoint(&self, dir: &std::path::Path) -> parovoz_engine::Result<()> {
+        self.0.checkpoint(dir)
+    }
+    fn flush(&self) -> parovoz_engine::Result<()> {
+        self.0.flush()
+    }
+    fn compact(&self) -> parovoz_engine::Result<()> {
+        self.0.compact()
+    }
+    fn verify_checksums(&self) -> parovoz_engine::Result<()> {
+        self.0.verify_checksums()
+    }
+    fn estimated_keys(&self) -> u64 {
+        self.0.estimated_keys()
+    }
+    fn disk_bytes(&self) -> u64 {
+        self.0.disk_bytes()
+    }
+}
