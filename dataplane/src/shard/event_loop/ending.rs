@@ -1,0 +1,225 @@
+//! The end of a pass: replies into their places and out, waits, and connections that close or move.
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::sync::atomic::Ordering;
+
+use parovoz_dataplane_core::resp::Reply;
+
+use super::{DRAIN_MS, EventLoop, STUCK_MS};
+use crate::clock;
+use crate::shard::Shared;
+use crate::shard::conn::{Conn, Pause};
+use crate::shard::exec::{MarkAt, replace_replies};
+use crate::shard::message::{ConnId, Message, Replies, ReplyTo};
+use crate::shard::stats::add;
+
+impl EventLoop {
+    /// Turns the replies of batches that were not committed into errors.
+    pub(super) fn replace_failed(&mut self) {
+        let failed = self.dispatch.exec.take_failed();
+        let mut done: Vec<MarkAt> = Vec::new();
+        for (mark, error) in &failed {
+            match mark.at {
+                MarkAt::Item(shard, item) => self.dispatch.replace_item(shard, item, error),
+                MarkAt::Conn(..) if done.contains(&mark.at) => {}
+                MarkAt::Conn(id, segment) => {
+                    done.push(mark.at);
+                    let mut ranges: Vec<(usize, usize, &[u8])> =
+                        failed.iter().filter(|(m, _)| m.at == mark.at).map(|(m, e)| (m.from, m.to, e.as_slice())).collect();
+                    ranges.sort_unstable_by_key(|r| r.0);
+                    if let Some(bytes) = self.conn(id).and_then(|c| c.session.output.segment(segment)) {
+                        replace_replies(bytes, &ranges);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn fill_all(&mut self, replies: &Replies) {
+        for (to, from, end) in &replies.items {
+            self.fill(*to, &replies.bytes[*from..*end]);
+        }
+        let counted = replies.items.iter().filter(|(to, ..)| to.counted).count();
+        self.dispatch.answered(counted);
+        if counted > 0 && !self.for_credit.is_empty() && self.dispatch.has_credit() {
+            for id in std::mem::take(&mut self.for_credit) {
+                self.resume(id, Pause::Credit);
+            }
+        }
+    }
+
+    /// Puts a reply where it belongs.
+    pub(super) fn fill(&mut self, to: ReplyTo, bytes: &[u8]) {
+        let index = to.conn.index as usize;
+        let Some(Some(conn)) = self.conns.get_mut(index) else { return };
+        if conn.session.id != to.conn {
+            return;
+        }
+        conn.session.output.fill(to.hole, to.part, bytes);
+        Self::mark_dirty(&mut self.dirty, conn, index);
+    }
+
+    /// Lets a connection go on that was paused for this reason.
+    pub(super) fn resume(&mut self, id: ConnId, pause: Pause) {
+        if let Some(conn) = self.conn(id)
+            && conn.session.pause == pause
+        {
+            conn.session.pause = Pause::None;
+            self.again.push(id.index as usize);
+        }
+    }
+
+    /// Answers scans whose contents replicas have by now.
+    pub(super) fn release_scans(&mut self) {
+        let gated = self.dispatch.exec.primary && self.dispatch.exec.required > 0;
+        let now = clock::boot_ms();
+        for (scanned, deadline) in std::mem::take(&mut self.scanned) {
+            if !gated || scanned.seen.iter().all(|(prefix, sequence)| prefix.released() >= *sequence) {
+                self.fill(scanned.to, &scanned.bytes);
+            } else if now >= deadline {
+                self.fill(scanned.to, b"-TRYAGAIN not enough replicas confirmed what the scan has seen\r\n");
+            } else {
+                self.scanned.push((scanned, deadline));
+            }
+        }
+    }
+
+    /// Answers each `WAIT` that has enough replicas or whose time is over.
+    pub(super) fn look_at_waits(&mut self) {
+        let shared = self.shared.clone();
+        let now = clock::boot_ms();
+        for mut wait in std::mem::take(&mut self.dispatch.waits) {
+            if wait.positions.is_empty() {
+                let map = shared.store.prefixes();
+                wait.positions = map.by_name.values().map(|p| (p.uuid, p.applied())).collect();
+            }
+            let followers = shared.followers.get();
+            let acked = followers.map_or(0, |f| {
+                let least = wait.positions.iter().map(|(uuid, sequence)| f.acked(*uuid, *sequence)).min();
+                least.unwrap_or_else(|| f.connected())
+            });
+            if acked as u64 >= wait.replicas || wait.deadline.is_some_and(|d| now >= d) {
+                let mut bytes = Vec::new();
+                Reply::new(&mut bytes, Default::default()).count(acked as u64);
+                self.fill(wait.to, &bytes);
+            } else if self.conn(wait.to.conn).is_some() {
+                self.dispatch.waits.push(wait);
+            }
+        }
+    }
+
+    /// Writes what waits, closes and moves what is ready for it, resumes what may go on.
+    pub(super) fn write_all(&mut self) {
+        for index in std::mem::take(&mut self.dirty) {
+            let Some(Some(conn)) = self.conns.get_mut(index) else { continue };
+            conn.session.dirty = false;
+            if !write(&self.shared, self.shard, conn) {
+                self.close(index);
+                continue;
+            }
+            let session = &mut conn.session;
+            let answered = session.output.holes() == 0;
+            match session.pause {
+                Pause::Closing if answered && session.output.unsent().is_empty() => self.close(index),
+                Pause::Moving(shard) if answered => self.hand_to(index, shard),
+                Pause::Holes if answered => {
+                    session.pause = Pause::None;
+                    self.again.push(index);
+                }
+                // Stopped by its own output, or in the middle of its input: goes on once that is taken.
+                Pause::None if session.may_run() && (conn.readable || conn.stalled) => self.again.push(index),
+                _ => {}
+            }
+        }
+        // A connection is looked at once a pass.
+        self.again.sort_unstable();
+        self.again.dedup();
+    }
+
+    /// Moves a connection to another loop.
+    pub(super) fn hand_to(&mut self, index: usize, shard: usize) {
+        let Some(mut conn) = self.conns.try_remove(index).flatten() else { return };
+        add(&self.shared.stats[self.shard].moved, 1);
+        self.shared.stats[self.shard].connections.fetch_sub(1, Ordering::Relaxed);
+        match self.poll.registry().deregister(&mut conn.stream) {
+            Ok(()) => self.shared.inboxes[shard].push(Message::Adopt(conn)),
+            Err(e) => {
+                tracing::warn!(error = %e, "deregister connection");
+                self.forget(&conn);
+            }
+        }
+    }
+
+    pub(super) fn close(&mut self, index: usize) {
+        let Some(mut conn) = self.conns.try_remove(index).flatten() else { return };
+        self.shared.stats[self.shard].connections.fetch_sub(1, Ordering::Relaxed);
+        // Both are gone with the socket in any case.
+        let _ = self.poll.registry().deregister(&mut conn.stream);
+        let _ = conn.stream.shutdown(Shutdown::Write);
+        self.forget(&conn);
+    }
+
+    pub(super) fn forget(&self, conn: &Conn) {
+        self.shared.input_bytes.fetch_sub(conn.input.capacity(), Ordering::Relaxed);
+        self.shared.clients.leave(conn.session.client.id);
+    }
+
+    pub(super) fn tick(&mut self, now: u64) {
+        if let Some(l) = &mut self.listening {
+            l.ready = true;
+        }
+        let stuck: Vec<usize> = self
+            .conns
+            .iter()
+            .filter(|(_, c)| c.as_ref().is_some_and(|c| c.stuck_since > 0 && now.saturating_sub(c.stuck_since) > STUCK_MS))
+            .map(|(index, _)| index)
+            .collect();
+        for index in stuck {
+            add(&self.shared.stats[self.shard].stuck_closed, 1);
+            self.close(index);
+        }
+    }
+
+    /// Whether a stopping loop has nothing left to do.
+    pub(super) fn is_drained(&mut self) -> bool {
+        if !self.shared.stopping.load(Ordering::Acquire) {
+            return false;
+        }
+        let now = clock::boot_ms();
+        let since = *self.draining_since.get_or_insert(now);
+        let owes = |c: &Option<Box<Conn>>| {
+            c.as_ref().is_some_and(|c| c.session.output.holes() > 0 || !c.session.output.unsent().is_empty())
+        };
+        let busy = self.parked > 0 || self.conns.iter().any(|(_, c)| owes(c)) || self.shared.inboxes[self.shard].is_rung();
+        self.shared.drained[self.shard].store(!busy, Ordering::Release);
+        self.shared.drained.iter().all(|d| d.load(Ordering::Acquire)) || now.saturating_sub(since) >= DRAIN_MS
+    }
+}
+
+/// Writes as much as the client takes; false = the connection is over.
+fn write(shared: &Shared, shard: usize, conn: &mut Conn) -> bool {
+    loop {
+        let unsent = conn.session.output.unsent();
+        if unsent.is_empty() {
+            conn.stuck_since = 0;
+            return true;
+        }
+        match conn.stream.write(unsent) {
+            Ok(0) => return false,
+            Ok(sent) => {
+                conn.session.output.advance(sent);
+                conn.stuck_since = 0;
+                add(&shared.stats[shard].bytes_out, sent as u64);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if conn.stuck_since == 0 {
+                    conn.stuck_since = clock::boot_ms();
+                }
+                return true;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
+}
