@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parovoz_dataplane_core::member::MemberRecord;
+use parovoz_dataplane_core::member::{MemberRecord, StartAllowed};
 use parovoz_dataplane_core::types::{DataUuid, Limits, StoreUid};
 use parovoz_engine::{Engine, EngineError};
 use tokio::net::TcpListener;
@@ -113,6 +113,17 @@ pub enum RunError {
          untouched; restore a slot from a backup, or delete this member's volume claim"
     )]
     SlotsMissing,
+    /// Restarted too often.
+    #[error(
+        "start: {restarts} restarts within {window_seconds} s are over the budget (recovery.maxAttempts); see why the process \
+         ended before, then delete the pod or change spec.recovery to try again"
+    )]
+    OverBudget {
+        /// Restarts in the window.
+        restarts: usize,
+        /// The window.
+        window_seconds: u64,
+    },
     /// Descriptors.
     #[error("check limits: {have} file descriptors, at least {need} are needed; raise the limit (ulimit -n)")]
     Descriptors {
@@ -185,12 +196,45 @@ pub fn open_volume(args: &RunArgs, settings: &Settings) -> Result<Volume, RunErr
     };
     let record = record.started_at(clock::wall_ms(), settings.recovery.window_seconds * 1000);
     slots.write_both(&record)?;
+    check_budget(&record, settings)?;
     let layout = Layout::open(&args.data_dir)?;
     Ok(Volume { lock, layout, slots, record })
 }
 
+/// Waits as the restart budget says; over it, nothing is opened.
+fn check_budget(record: &MemberRecord, settings: &Settings) -> Result<(), RunError> {
+    let recovery = settings.recovery;
+    match record.start_allowed(clock::wall_ms(), recovery.max_attempts, recovery.backoff_seconds * 1000) {
+        StartAllowed::After { ms } => {
+            if ms > 0 {
+                tracing::warn!(ms, restarts = record.starts.len() - 1, "restarted lately: waiting before the start");
+                std::thread::sleep(Duration::from_millis(ms));
+            }
+            Ok(())
+        }
+        StartAllowed::Park => Err(RunError::OverBudget {
+            restarts: record.starts.len().saturating_sub(1),
+            window_seconds: recovery.window_seconds,
+        }),
+    }
+}
+
 fn has_prefixes(args: &RunArgs) -> bool {
     std::fs::read_dir(args.data_dir.join("prefixes")).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// Forgives the restarts so far: a person looked.
+///
+/// # Errors
+/// If the slots can't be written.
+pub fn forgive_restarts(args: &RunArgs) -> Result<(), RunError> {
+    let (mut slots, found) = Slots::open(&args.data_dir)?;
+    if let Some(mut record) = found {
+        record.starts.clear();
+        record.clean_stop = Some(crate::member::boot_id());
+        slots.write_both(&record)?;
+    }
+    Ok(())
 }
 
 /// Sizes that requests may have.

@@ -134,6 +134,18 @@ pub enum Following {
     Start(Box<MemberRecord>),
 }
 
+/// Whether and when a process may go on with its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartAllowed {
+    /// After this pause; 0 = at once.
+    After {
+        /// Milliseconds.
+        ms: u64,
+    },
+    /// Not at all: over budget, a person must look.
+    Park,
+}
+
 impl MemberRecord {
     /// The record of a blank volume.
     #[must_use]
@@ -243,6 +255,24 @@ impl MemberRecord {
         Ok(Some(next))
     }
 
+    /// What the restart budget says about this start, which is in the record already: starts that followed an unclean end,
+    /// all within the window. The first is at once, later ones are `backoff_ms` apart, and more than `max_attempts` park.
+    #[must_use]
+    pub fn start_allowed(&self, now_ms: u64, max_attempts: u32, backoff_ms: u64) -> StartAllowed {
+        // The first entry of a window is the start that nothing had failed before.
+        let restarts = self.starts.len().saturating_sub(1);
+        if restarts > max_attempts as usize {
+            return StartAllowed::Park;
+        }
+        let before = self.starts.len().checked_sub(2).and_then(|i| self.starts.get(i));
+        match before {
+            Some(before) if restarts >= 2 => {
+                StartAllowed::After { ms: (before + backoff_ms).saturating_sub(now_ms).min(backoff_ms) }
+            }
+            _ => StartAllowed::After { ms: 0 },
+        }
+    }
+
     /// The record at a start of the process: counts the start unless the last stop was clean.
     #[must_use]
     pub fn started_at(&self, now_ms: u64, window_ms: u64) -> Self {
@@ -337,6 +367,25 @@ mod tests {
         record.clean_stop = Some("boot".into());
         assert_eq!(record.started_at(3_000, 300_000).starts, [1_000, 2_000]);
         assert_eq!(record.started_at(301_500, 300_000).starts, [2_000]);
+    }
+
+    #[test]
+    fn the_first_restart_is_at_once_later_ones_wait_and_too_many_park() {
+        let mut record = blank();
+        let mut at = 0;
+        let mut pauses = Vec::new();
+        loop {
+            record = record.started_at(at, 300_000);
+            match record.start_allowed(at, 5, 15_000) {
+                StartAllowed::After { ms } => pauses.push(ms),
+                StartAllowed::Park => break,
+            }
+            at += 1_000;
+        }
+        assert_eq!(pauses, [0, 0, 14_000, 14_000, 14_000, 14_000]);
+        record.clean_stop = Some("boot".into());
+        let later = record.started_at(at + 400_000, 300_000);
+        assert_eq!(later.start_allowed(at + 400_000, 5, 15_000), StartAllowed::After { ms: 0 });
     }
 
     proptest! {

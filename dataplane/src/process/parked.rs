@@ -23,6 +23,7 @@ pub fn needs_a_person(error: &RunError) -> bool {
         RunError::Slots(_)
         | RunError::OtherStore { .. }
         | RunError::SlotsMissing
+        | RunError::OverBudget { .. }
         | RunError::Catalogue(_)
         | RunError::Config(_)
         | RunError::Layout(_) => true,
@@ -70,8 +71,27 @@ pub async fn serve(args: &RunArgs, why: &RunError) -> Result<(), RunError> {
     let admin = listen(args, args.admin_port).await?;
     let server = Server::builder().add_service(AdminServer::new(parked));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(admin)));
-    super::wait_for_signal().await;
+    tokio::select! {
+        () = super::wait_for_signal() => {}
+        () = settings_changed(args) => tracing::info!("settings changed: ending, to be started with them"),
+    }
+    if matches!(why, RunError::OverBudget { .. }) {
+        crate::run::forgive_restarts(args)?;
+    }
     Ok(())
+}
+
+/// Returns once the settings file holds something else than now.
+async fn settings_changed(args: &RunArgs) {
+    let Some(path) = args.config.as_deref() else { return std::future::pending().await };
+    let before = std::fs::read(path).ok();
+    let mut every = tokio::time::interval(super::HOUSEKEEPING);
+    loop {
+        every.tick().await;
+        if std::fs::read(path).ok() != before {
+            return;
+        }
+    }
 }
 
 impl Health for Parked {

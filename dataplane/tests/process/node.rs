@@ -41,7 +41,9 @@ impl Node {
     }
 
     /// The same with settings.
-    pub fn start_with(name: &str, settings: serde_json::Value) -> Self {
+    pub fn start_with(name: &str, mut settings: serde_json::Value) -> Self {
+        // Tests kill on purpose and don't want to wait between restarts.
+        settings["recovery"] = serde_json::json!({"maxAttempts": 5, "windowSeconds": 300, "backoffSeconds": 0});
         let dir = tempfile::tempdir().unwrap();
         let mut node = Self { ip: fresh_ip(), name: name.to_owned(), dir, child: None, settings };
         node.spawn();

@@ -149,3 +149,24 @@ async fn metrics_are_openmetrics_and_tell_the_role() {
     assert!(text.contains("application/openmetrics-text"), "{text}");
     assert!(text.trim_end().ends_with("# EOF"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_restarts_park_the_member_until_a_person_has_looked() {
+    let mut node = Node::start("a");
+    store_of(&node, &[]).await;
+    fill(&node, "p", 0, 10, 10);
+    for _ in 0..6 {
+        node.kill();
+        node.spawn();
+        node.report().await;
+    }
+    let report = node.report().await;
+    assert_eq!(report.phase(), parovoz_proto::v1::MemberPhase::Parked);
+    assert!(report.reason.contains("recovery.maxAttempts"), "{}", report.reason);
+    // Deleting the pod is a person's word.
+    assert!(node.terminate().success());
+    node.spawn();
+    let report = node.report().await;
+    assert_ne!(report.phase(), parovoz_proto::v1::MemberPhase::Parked);
+    assert_eq!(crate::node::positions(&report)["p"].1, 11, "the data is as it was");
+}
