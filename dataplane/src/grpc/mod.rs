@@ -74,12 +74,20 @@ impl StoreService {
     async fn ask(&self, prefix: &Prefix, request: Request, deadline: Instant) -> Result<Answer, Status> {
         match timeout_at(deadline, self.shards.call(prefix, request)).await {
             Ok(answer) => answer.map_err(call_status),
-            Err(_) => Err(Status::deadline_exceeded("the member did not answer in time; the outcome of a write is unknown")),
+            Err(_) => {
+                Err(Status::deadline_exceeded("the member did not answer in time; the outcome of a write is unknown"))
+            }
         }
     }
 
     /// Reads keys as `options` demand.
-    async fn values<T>(&self, call: &Call<T>, name: &str, options: Option<&v1::ReadOptions>, request: Request) -> Result<Answer, Status> {
+    async fn values<T>(
+        &self,
+        call: &Call<T>,
+        name: &str,
+        options: Option<&v1::ReadOptions>,
+        request: Request,
+    ) -> Result<Answer, Status> {
         let deadline = deadline(call);
         let prefix = self.prefix(name)?;
         read::check(&self.store, &prefix, options, deadline).await?;

@@ -20,7 +20,12 @@ const LOOK: Duration = Duration::from_millis(1);
 /// # Errors
 /// UNAVAILABLE if the replica is staler than asked, DEADLINE_EXCEEDED if the position does not come in time, ABORTED if it is
 /// not in this member's history.
-pub(super) async fn check(store: &Store, prefix: &Arc<Prefix>, options: Option<&v1::ReadOptions>, deadline: Instant) -> Result<(), Status> {
+pub(super) async fn check(
+    store: &Store,
+    prefix: &Arc<Prefix>,
+    options: Option<&v1::ReadOptions>,
+    deadline: Instant,
+) -> Result<(), Status> {
     let Some(options) = options else { return Ok(()) };
     if let Some(p) = &options.min_position {
         wait_for(prefix, Position::new(p.epoch, p.sequence), deadline).await?;
@@ -61,12 +66,17 @@ async fn wait_for(prefix: &Arc<Prefix>, wanted: Position, deadline: Instant) -> 
         match holds(prefix, wanted) {
             Some(true) => return Ok(()),
             Some(false) => {
-                return Err(Status::aborted(format!("read: position {wanted} is not in this member's history; it was lost in a change of primary")));
+                return Err(Status::aborted(format!(
+                    "read: position {wanted} is not in this member's history; it was lost in a change of primary"
+                )));
             }
             None => {}
         }
         if timeout_at(deadline, interest.session.moved()).await.is_err() {
-            return Err(Status::deadline_exceeded(format!("read: position {wanted} has not arrived, this member is at {}", prefix.position_at(prefix.applied()))));
+            return Err(Status::deadline_exceeded(format!(
+                "read: position {wanted} has not arrived, this member is at {}",
+                prefix.position_at(prefix.applied())
+            )));
         }
         // An exchanged copy cuts subscriptions: it must be made again.
         if interest.subscription.is_cut() {
@@ -101,7 +111,12 @@ impl Drop for Interest {
 ///
 /// # Errors
 /// UNAVAILABLE at the deadline.
-pub(super) async fn wait_released(store: &Store, prefix: &Prefix, sequence: Sequence, deadline: Instant) -> Result<(), Status> {
+pub(super) async fn wait_released(
+    store: &Store,
+    prefix: &Prefix,
+    sequence: Sequence,
+    deadline: Instant,
+) -> Result<(), Status> {
     loop {
         let role = store.role();
         if !role.is_primary || role.required_acks() == 0 || prefix.released() >= sequence {

@@ -209,7 +209,7 @@ fn object_size(key: usize, value: usize) -> usize {
 }
 
 fn slot_of(hash: u64, offset: u64) -> u64 {
-    (hash >> OFFSET_BITS) << OFFSET_BITS | offset / 8
+    ((hash >> OFFSET_BITS) << OFFSET_BITS) | (offset / 8)
 }
 
 #[cfg(test)]

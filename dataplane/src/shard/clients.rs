@@ -64,7 +64,12 @@ pub(super) struct Clients {
 
 impl Clients {
     /// Enters a connection; `None` if there are `limit` already.
-    pub(super) fn enter(&self, peer: Option<SocketAddr>, local: Option<SocketAddr>, limit: usize) -> Option<Arc<ClientEntry>> {
+    pub(super) fn enter(
+        &self,
+        peer: Option<SocketAddr>,
+        local: Option<SocketAddr>,
+        limit: usize,
+    ) -> Option<Arc<ClientEntry>> {
         let mut open = self.open.lock();
         if open.len() >= limit {
             return None;

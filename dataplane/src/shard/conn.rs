@@ -162,7 +162,8 @@ fn merge(hole: &mut Hole, out: &mut Vec<u8>) {
     match &hole.merge {
         Merge::One | Merge::AllOk => out.append(&mut hole.parts[0]),
         Merge::Sum => {
-            let number = |p: &Vec<u8>| parovoz_dataplane_core::resp::parser::integer(p.get(1..p.len().saturating_sub(2))?);
+            let number =
+                |p: &Vec<u8>| parovoz_dataplane_core::resp::parser::integer(p.get(1..p.len().saturating_sub(2))?);
             let sum = hole.parts.iter().filter_map(number).fold(0i64, i64::saturating_add);
             out.push(b':');
             push_int(out, sum);

@@ -7,7 +7,9 @@ use parovoz_dataplane_core::types::PrefixUuid;
 
 use super::conn::{Merge, Pause, Session};
 use super::exec::{At, Executor, MarkAt, Refusal, Target, Waiter};
-use super::message::{ConnId, FORWARDED_BYTES_MAX, FORWARDED_MAX, Forwarded, Message, Replies, ReplyTo, Requests, Wanted};
+use super::message::{
+    ConnId, FORWARDED_BYTES_MAX, FORWARDED_MAX, Forwarded, Message, Replies, ReplyTo, Requests, Wanted,
+};
 use super::scan::ScanTask;
 use super::stats::add;
 
@@ -91,7 +93,14 @@ impl Dispatcher {
         step
     }
 
-    fn command(&mut self, session: &mut Session, kind: CommandKind, command: &Command<'_>, args: &Args<'_>, raw: &[u8]) -> Step {
+    fn command(
+        &mut self,
+        session: &mut Session,
+        kind: CommandKind,
+        command: &Command<'_>,
+        args: &Args<'_>,
+        raw: &[u8],
+    ) -> Step {
         match *command {
             Command::MGet(keys) => self.many(session, kind, command, &keys, 1, raw),
             Command::Exists(keys) => self.many(session, kind, command, &keys, 1, raw),
@@ -109,7 +118,14 @@ impl Dispatcher {
     }
 
     /// A command about one key.
-    fn one(&mut self, session: &mut Session, kind: CommandKind, command: &Command<'_>, whole: &[u8], raw: &[u8]) -> Step {
+    fn one(
+        &mut self,
+        session: &mut Session,
+        kind: CommandKind,
+        command: &Command<'_>,
+        whole: &[u8],
+        raw: &[u8],
+    ) -> Step {
         if kind.spec().writes() && !self.exec.primary {
             let refusal = self.exec.read_only();
             return self.refuse(session, &refusal);
@@ -295,7 +311,11 @@ impl Dispatcher {
         let hole = session.output.hole(Merge::AllOk, map.by_name.len());
         for (part, prefix) in map.by_name.values().enumerate() {
             let to = self.place(session, hole, part as u32, true);
-            self.requests[prefix.shard].items.push(Forwarded { to, proto: session.proto, wanted: Wanted::Flush(prefix.uuid) });
+            self.requests[prefix.shard].items.push(Forwarded {
+                to,
+                proto: session.proto,
+                wanted: Wanted::Flush(prefix.uuid),
+            });
             self.forwarded += 1;
         }
         self.run_own();
@@ -338,7 +358,8 @@ impl Dispatcher {
     }
 
     fn parse_and_execute(&mut self, raw: &[u8], proto: Proto, out: &mut Vec<u8>) {
-        let mut parser = std::mem::replace(&mut self.parser, Parser::new(RequestLimits::for_batch(self.exec.limits.batch)));
+        let mut parser =
+            std::mem::replace(&mut self.parser, Parser::new(RequestLimits::for_batch(self.exec.limits.batch)));
         if let Ok(Some(_)) = parser.parse(raw) {
             let args = parser.args(raw);
             if let Ok((kind, command)) = command::parse(&args) {
@@ -347,7 +368,9 @@ impl Dispatcher {
                         let refusal = Refusal::NotServed(String::from_utf8_lossy(key.prefix).into_owned());
                         self.exec.refuse_to(&refusal, out);
                     }
-                    (1, (Target::Mine(index), key)) => self.exec.execute(At { index: Some(index), key: key.rest }, kind, &command, proto, out),
+                    (1, (Target::Mine(index), key)) => {
+                        self.exec.execute(At { index: Some(index), key: key.rest }, kind, &command, proto, out)
+                    }
                     (_, (_, key)) => self.exec.execute(At { index: None, key: key.rest }, kind, &command, proto, out),
                 }
             }

@@ -13,7 +13,9 @@ use crate::clock;
 /// A primary that said nothing for so long counts as gone.
 const LINK_SILENCE_MS: u64 = 10_000;
 
-const SECTIONS: [(&str, fn(&Executor, &mut String)); 6] = [
+type Section = (&'static str, fn(&Executor, &mut String));
+
+const SECTIONS: [Section; 6] = [
     ("server", server),
     ("clients", clients),
     ("memory", memory),
@@ -147,7 +149,11 @@ fn keyspace(exec: &Executor, text: &mut String) {
         line(text, "db0", format_args!("keys={total},expires=0,avg_ttl=0"));
     }
     for prefix in names {
-        line(text, &format!("prefix_{}", prefix.name), format_args!("keys={},sequence={}", keys(prefix), prefix.applied()));
+        line(
+            text,
+            &format!("prefix_{}", prefix.name),
+            format_args!("keys={},sequence={}", keys(prefix), prefix.applied()),
+        );
     }
 }
 

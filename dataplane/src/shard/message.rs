@@ -48,10 +48,7 @@ pub(super) struct ReplyTo {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Wanted {
     /// The command in these bytes of the batch.
-    Command {
-        from: usize,
-        to: usize,
-    },
+    Command { from: usize, to: usize },
     /// Delete everything in a prefix.
     Flush(PrefixUuid),
 }

@@ -255,7 +255,11 @@ impl ShardsHandle {
         }
         let inbox = self.shared.inboxes.get(prefix.shard).ok_or_else(stopped)?;
         let (sender, answer) = oneshot::channel();
-        inbox.push(Message::Call(Box::new(Call { prefix: prefix.uuid, request, reply: CallReply::new(sender, permit) })));
+        inbox.push(Message::Call(Box::new(Call {
+            prefix: prefix.uuid,
+            request,
+            reply: CallReply::new(sender, permit),
+        })));
         // A dropped sender means that the loop ended with the request in its inbox or executed.
         answer.await.unwrap_or(Err(CallError::Unknown("the member stopped before it answered")))
     }

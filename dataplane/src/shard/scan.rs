@@ -201,11 +201,16 @@ impl<'a> Step<'a> {
             0 => None,
             id => match cursors.known.get(&id) {
                 Some(known) => Some(known.clone()),
-                None => return Err("ERR unknown cursor: it is too old, or of another member; begin again with 0".to_owned()),
+                None => {
+                    return Err(
+                        "ERR unknown cursor: it is too old, or of another member; begin again with 0".to_owned()
+                    );
+                }
             },
         };
         let map = self.shared.store.prefixes();
-        let mut names: Vec<_> = map.by_name.keys().filter(|n| self.scope.prefix.as_deref().is_none_or(|p| p == &***n)).collect();
+        let mut names: Vec<_> =
+            map.by_name.keys().filter(|n| self.scope.prefix.as_deref().is_none_or(|p| p == &***n)).collect();
         names.sort();
         let first = start.as_ref().map_or(0, |c| names.partition_point(|n| ***n < *c.prefix));
         for (looked_into, name) in names[first..].iter().enumerate() {

@@ -24,7 +24,9 @@ fn reply(session: &mut Session) -> Reply<'_> {
 impl Dispatcher {
     pub(super) fn session_command(&mut self, session: &mut Session, command: &Command<'_>) -> Step {
         match *command {
-            Command::Scan(_) | Command::DbSize | Command::FlushDb | Command::Wait(..) => return self.barrier(session, command),
+            Command::Scan(_) | Command::DbSize | Command::FlushDb | Command::Wait(..) => {
+                return self.barrier(session, command);
+            }
             Command::Ping(None) => reply(session).simple("PONG"),
             Command::Ping(Some(text)) | Command::Echo(text) => reply(session).bulk(text),
             Command::Hello(hello) => self.hello(session, hello),
@@ -48,7 +50,8 @@ impl Dispatcher {
                 config_get(&mut reply(session), &patterns, &settings);
             }
             Command::Info(sections) => {
-                let words: Vec<String> = sections.iter().map(|s| String::from_utf8_lossy(s).to_ascii_lowercase()).collect();
+                let words: Vec<String> =
+                    sections.iter().map(|s| String::from_utf8_lossy(s).to_ascii_lowercase()).collect();
                 let text = info::info(&self.exec, &words);
                 reply(session).text(&text);
             }
@@ -76,7 +79,10 @@ impl Dispatcher {
             Command::DbSize => self.scan(session, Scanning::Count),
             Command::Scan(scan) => {
                 let pattern = scan.pattern.map(<[u8]>::to_vec);
-                self.scan(session, Scanning::Keys { cursor: scan.cursor, pattern, count: scan.count, any: scan.type_exists });
+                self.scan(
+                    session,
+                    Scanning::Keys { cursor: scan.cursor, pattern, count: scan.count, any: scan.type_exists },
+                );
             }
             Command::Wait(replicas, timeout_ms) => self.wait(session, replicas, timeout_ms),
             _ => {}

@@ -29,7 +29,8 @@ pub fn split(key: &[u8]) -> Key<'_> {
 /// The error that a key with an impossible prefix gets, code included.
 #[must_use]
 pub fn bad_prefix_text(prefix: &[u8]) -> String {
-    let shown: String = String::from_utf8_lossy(prefix).chars().take(64).map(|c| if c.is_control() { '?' } else { c }).collect();
+    let shown: String =
+        String::from_utf8_lossy(prefix).chars().take(64).map(|c| if c.is_control() { '?' } else { c }).collect();
     format!("ERR invalid prefix '{shown}': what stands before a key's first ':' must be 1 to 64 of A-Z a-z 0-9 _ . -")
 }
 

@@ -48,7 +48,7 @@ fn read<'a>(kind: CommandKind, args: &Args<'a>) -> Parsed<'a> {
         K::GetDel => Command::GetDel(key),
         K::GetEx => return get_ex(args),
         K::MGet => Command::MGet(args.skip(1)),
-        K::MSet if args.len() % 2 == 0 => return Err(CommandError::Arity("mset".to_owned())),
+        K::MSet if args.len().is_multiple_of(2) => return Err(CommandError::Arity("mset".to_owned())),
         K::MSet => Command::MSet(args.skip(1)),
         K::Del | K::Unlink => Command::Del(args.skip(1)),
         K::Exists => Command::Exists(args.skip(1)),
@@ -159,13 +159,8 @@ fn expiry_option(word: &[u8]) -> Option<(Unit, bool)> {
 }
 
 fn set<'a>(args: &Args<'a>) -> Parsed<'a> {
-    let mut set = Set {
-        key: args.at(1),
-        value: args.at(2),
-        expiry: SetExpiry::Clear,
-        condition: Condition::Always,
-        get: false,
-    };
+    let mut set =
+        Set { key: args.at(1), value: args.at(2), expiry: SetExpiry::Clear, condition: Condition::Always, get: false };
     // Values of options are read after all options, so that a wrong option is reported before a wrong number.
     let mut expiry = None;
     let mut i = 3;

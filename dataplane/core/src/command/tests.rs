@@ -33,7 +33,10 @@ fn set_takes_all_its_options_in_any_order() {
     let both = (SetExpiry::New(Expiry::In(10_000)), Condition::IfAbsent, true);
     assert_eq!(set(&["SET", "k", "v", "ex", "10", "NX", "GET"]), both);
     assert_eq!(set(&["SET", "k", "v", "GET", "nx", "EX", "10"]), both);
-    assert_eq!(set(&["SET", "k", "v", "PXAT", "5", "XX"]), (SetExpiry::New(Expiry::At(5)), Condition::IfPresent, false));
+    assert_eq!(
+        set(&["SET", "k", "v", "PXAT", "5", "XX"]),
+        (SetExpiry::New(Expiry::At(5)), Condition::IfPresent, false)
+    );
     assert_eq!(set(&["SET", "k", "v", "KEEPTTL"]).0, SetExpiry::Keep);
     assert_eq!(set(&["SETEX", "k", "3", "v"]).0, SetExpiry::New(Expiry::In(3000)));
 }

@@ -115,10 +115,7 @@ fn both_versions_are_written_as_specified() {
         r.int(-7);
         r.error("ERR a\r\nb");
     };
-    assert_eq!(
-        write(Proto::Two, &all),
-        "*2\r\n$1\r\nk\r\n$-1\r\n*-1\r\n$3\r\n1.5\r\n:1\r\n*1\r\n:-7\r\n-ERR a  b\r\n"
-    );
+    assert_eq!(write(Proto::Two, &all), "*2\r\n$1\r\nk\r\n$-1\r\n*-1\r\n$3\r\n1.5\r\n:1\r\n*1\r\n:-7\r\n-ERR a  b\r\n");
     assert_eq!(write(Proto::Three, &all), "%1\r\n$1\r\nk\r\n_\r\n_\r\n,1.5\r\n#t\r\n>1\r\n:-7\r\n-ERR a  b\r\n");
 }
 

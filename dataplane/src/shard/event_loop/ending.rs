@@ -25,8 +25,11 @@ impl EventLoop {
                 MarkAt::Conn(..) if done.contains(&mark.at) => {}
                 MarkAt::Conn(id, segment) => {
                     done.push(mark.at);
-                    let mut ranges: Vec<(usize, usize, &[u8])> =
-                        failed.iter().filter(|(m, _)| m.at == mark.at).map(|(m, e)| (m.from, m.to, e.as_slice())).collect();
+                    let mut ranges: Vec<(usize, usize, &[u8])> = failed
+                        .iter()
+                        .filter(|(m, _)| m.at == mark.at)
+                        .map(|(m, e)| (m.from, m.to, e.as_slice()))
+                        .collect();
                     ranges.sort_unstable_by_key(|r| r.0);
                     if let Some(bytes) = self.conn(id).and_then(|c| c.session.output.segment(segment)) {
                         replace_replies(bytes, &ranges);
@@ -172,7 +175,9 @@ impl EventLoop {
         let stuck: Vec<usize> = self
             .conns
             .iter()
-            .filter(|(_, c)| c.as_ref().is_some_and(|c| c.stuck_since > 0 && now.saturating_sub(c.stuck_since) > STUCK_MS))
+            .filter(|(_, c)| {
+                c.as_ref().is_some_and(|c| c.stuck_since > 0 && now.saturating_sub(c.stuck_since) > STUCK_MS)
+            })
             .map(|(index, _)| index)
             .collect();
         for index in stuck {
@@ -191,7 +196,8 @@ impl EventLoop {
         let owes = |c: &Option<Box<Conn>>| {
             c.as_ref().is_some_and(|c| c.session.output.holes() > 0 || !c.session.output.unsent().is_empty())
         };
-        let busy = self.parked > 0 || self.conns.iter().any(|(_, c)| owes(c)) || self.shared.inboxes[self.shard].is_rung();
+        let busy =
+            self.parked > 0 || self.conns.iter().any(|(_, c)| owes(c)) || self.shared.inboxes[self.shard].is_rung();
         self.shared.drained[self.shard].store(!busy, Ordering::Release);
         self.shared.drained.iter().all(|d| d.load(Ordering::Acquire)) || now.saturating_sub(since) >= DRAIN_MS
     }

@@ -138,9 +138,15 @@ impl Executor {
             Refusal::ReadOnly(_) => CallError::NotPrimary(self.primary_client()),
             Refusal::Loading(_) | Refusal::NotServed(_) => CallError::Unavailable(refusal.to_string()),
             Refusal::LongKey { len, limit } => CallError::BadKey(format!("key is {len} bytes, the limit is {limit}")),
-            Refusal::LongValue { len, limit } => CallError::Limit(format!("value is {len} bytes, the limit is {limit}")),
-            Refusal::LongBatch { len, limit } => CallError::Limit(format!("batch is {len} bytes, the limit is {limit}")),
-            Refusal::LongReply(limit) => CallError::Limit(format!("the reply would be larger than {limit} bytes: ask for fewer keys")),
+            Refusal::LongValue { len, limit } => {
+                CallError::Limit(format!("value is {len} bytes, the limit is {limit}"))
+            }
+            Refusal::LongBatch { len, limit } => {
+                CallError::Limit(format!("batch is {len} bytes, the limit is {limit}"))
+            }
+            Refusal::LongReply(limit) => {
+                CallError::Limit(format!("the reply would be larger than {limit} bytes: ask for fewer keys"))
+            }
             Refusal::NotInteger => CallError::BadNumber("increment: the value is not an integer of 64 bits".to_owned()),
             Refusal::Overflow => CallError::BadNumber("increment: the sum is out of the range of 64 bits".to_owned()),
             Refusal::Unknown(why) => CallError::Unknown(why),

@@ -24,7 +24,14 @@ pub(in crate::shard) struct At<'a> {
 
 impl Executor {
     /// Executes a command about keys of this loop and writes its reply. Call [`Executor::settle`] or [`Executor::park`] next.
-    pub(in crate::shard) fn execute(&mut self, at: At<'_>, kind: CommandKind, command: &Command<'_>, proto: Proto, out: &mut Vec<u8>) {
+    pub(in crate::shard) fn execute(
+        &mut self,
+        at: At<'_>,
+        kind: CommandKind,
+        command: &Command<'_>,
+        proto: Proto,
+        out: &mut Vec<u8>,
+    ) {
         let start = out.len();
         self.depends.clear();
         let mut reply = Reply::new(out, proto);
@@ -44,7 +51,14 @@ impl Executor {
         Reply::new(out, Proto::Two).error(&refusal.to_string());
     }
 
-    fn one_key(&mut self, index: usize, key: &[u8], kind: CommandKind, command: &Command<'_>, reply: &mut Reply<'_>) -> Done {
+    fn one_key(
+        &mut self,
+        index: usize,
+        key: &[u8],
+        kind: CommandKind,
+        command: &Command<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Done {
         match *command {
             Command::Get(_) => self.get(index, key, reply),
             Command::Set(ref set) => self.set(index, key, set, reply),
@@ -59,7 +73,9 @@ impl Executor {
                 Some(_) => reply.simple("string"),
                 None => reply.simple("none"),
             }),
-            Command::StrLen(_) => self.look(index, key, |found| reply.int(found.map_or(0, |(value, _)| value.len() as i64))),
+            Command::StrLen(_) => {
+                self.look(index, key, |found| reply.int(found.map_or(0, |(value, _)| value.len() as i64)))
+            }
             Command::IncrBy(_, by) => {
                 let sum = self.increment(index, key, by)?;
                 reply.int(sum);
@@ -86,7 +102,9 @@ impl Executor {
             Command::Type(_) => reply.simple("none"),
             Command::StrLen(_) | Command::Persist(_) | Command::Expire(..) => reply.int(0),
             Command::Ttl(..) | Command::ExpireTime(..) => reply.int(-2),
-            Command::MGet(_) | Command::MSet(_) | Command::Del(_) | Command::Exists(_) => return self.many_keys(command, reply),
+            Command::MGet(_) | Command::MSet(_) | Command::Del(_) | Command::Exists(_) => {
+                return self.many_keys(command, reply);
+            }
             _ => return Err(Refusal::NotServed(kind.spec().name.to_owned())),
         }
         self.misses += 1;
@@ -282,7 +300,15 @@ impl Executor {
         Ok(sum)
     }
 
-    fn expire(&mut self, index: usize, key: &[u8], expiry: Expiry, only: ExpireIf, kind: CommandKind, reply: &mut Reply<'_>) -> Done {
+    fn expire(
+        &mut self,
+        index: usize,
+        key: &[u8],
+        expiry: Expiry,
+        only: ExpireIf,
+        kind: CommandKind,
+        reply: &mut Reply<'_>,
+    ) -> Done {
         let hash = self.open_to_write(index, key, key.len())?;
         let at = expiry.at(self.now_ms).ok_or(Refusal::InvalidExpire(kind.spec().name))?;
         let applies = match self.load(index, hash, key)? {

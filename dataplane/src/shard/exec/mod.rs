@@ -21,13 +21,13 @@ use parovoz_dataplane_core::types::{Limits, PrefixName, PrefixUuid, Sequence};
 use parovoz_dataplane_core::value;
 use parovoz_engine::Family;
 
+use super::Shared;
 use super::cache::{Cached, ObjectCache};
 use super::pending::Pending;
 use super::stats::{ShardStats, add};
-use super::Shared;
 use crate::config::Durability;
-use crate::store::prefix::{Copy, Prefix};
 use crate::store::RoleView;
+use crate::store::prefix::{Copy, Prefix};
 
 pub(super) use commands::At;
 pub(super) use park::{Mark, MarkAt, Waiter, replace_replies};
@@ -233,10 +233,12 @@ impl Executor {
             state.gone = true;
         }
         for (name, prefix) in &map.by_name {
-            let target = if prefix.shard == self.shard { Target::Mine(self.adopt(prefix)) } else { Target::Other(prefix.shard) };
+            let target =
+                if prefix.shard == self.shard { Target::Mine(self.adopt(prefix)) } else { Target::Other(prefix.shard) };
             self.names.insert(name.clone(), target);
         }
-        self.by_uuid = self.states.iter().enumerate().filter(|(_, s)| !s.gone).map(|(i, s)| (s.prefix.uuid, i)).collect();
+        self.by_uuid =
+            self.states.iter().enumerate().filter(|(_, s)| !s.gone).map(|(i, s)| (s.prefix.uuid, i)).collect();
         self.last_name = Box::default();
         self.last_target = Target::Unknown;
     }
@@ -260,7 +262,10 @@ impl Executor {
             waiting: park::Waiting::default(),
         };
         // The place of one that is gone, of which nothing is left, is taken over.
-        let free = self.states.iter().position(|s| s.gone && !self.by_uuid.contains_key(&s.prefix.uuid) && s.waiting.is_empty());
+        let free = self
+            .states
+            .iter()
+            .position(|s| s.gone && !self.by_uuid.contains_key(&s.prefix.uuid) && s.waiting.is_empty());
         let index = free.unwrap_or(self.states.len());
         match self.states.get_mut(index) {
             Some(place) => *place = state,
@@ -314,7 +319,11 @@ impl Executor {
     }
 
     pub(super) fn check_key(&self, key: &[u8]) -> Result<(), Refusal> {
-        if key.len() > self.limits.key { Err(Refusal::LongKey { len: key.len(), limit: self.limits.key }) } else { Ok(()) }
+        if key.len() > self.limits.key {
+            Err(Refusal::LongKey { len: key.len(), limit: self.limits.key })
+        } else {
+            Ok(())
+        }
     }
 
     pub(super) fn check_value(&self, value: &[u8]) -> Result<(), Refusal> {
@@ -356,7 +365,9 @@ impl Executor {
 
     /// Notes that the present command's reply shows what a batch holds, or what replicas may not have yet.
     fn depend(&mut self, index: usize) {
-        if (self.required > 0 && self.primary || self.states[index].builder.count() > 0) && !self.depends.contains(&index) {
+        if (self.required > 0 && self.primary || self.states[index].builder.count() > 0)
+            && !self.depends.contains(&index)
+        {
             self.depends.push(index);
         }
     }

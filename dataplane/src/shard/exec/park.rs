@@ -87,7 +87,9 @@ impl Executor {
             let batch = self.states[index].batch;
             match self.marks.last_mut() {
                 // One mark for all replies of a connection in a row.
-                Some(last) if last.at == at && last.to == from && last.index == index && last.batch == batch => last.to = to,
+                Some(last) if last.at == at && last.to == from && last.index == index && last.batch == batch => {
+                    last.to = to
+                }
                 _ => self.marks.push(Mark { at, from, to, index, batch }),
             }
         }

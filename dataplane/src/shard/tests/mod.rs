@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 use parovoz_dataplane_core::history::EpochHistory;
-use parovoz_dataplane_core::types::{
-    DataUuid, Epoch, Limits, Mode, PrefixName, PrefixUuid, Reign, ReignId, StoreUid,
-};
+use parovoz_dataplane_core::types::{DataUuid, Epoch, Limits, Mode, PrefixName, PrefixUuid, Reign, ReignId, StoreUid};
 use parovoz_engine::memory::MemoryEngine;
 use parovoz_engine::rocks::{RocksEngine, RocksSettings};
 use parovoz_engine::{Engine, OpenSpec};
@@ -64,7 +62,8 @@ impl Maker {
         let dir = self.dir.join(number.to_string());
         let db = self.engine.open(&dir, &OpenSpec { create: true, ..OpenSpec::default() }).unwrap();
         let name = PrefixName::new(name).unwrap();
-        let prefix = Arc::new(Prefix::new(name, PrefixUuid(Uuid::new_v4()), number % self.loops, store.ring_budget.clone()));
+        let prefix =
+            Arc::new(Prefix::new(name, PrefixUuid(Uuid::new_v4()), number % self.loops, store.ring_budget.clone()));
         prefix.install(Copy { generation: 1, dir, sequence_offset: 0, db }, EpochHistory::default());
         prefix.begin_epoch(self.reign.to_ref(), false).unwrap();
         prefix.release(prefix.applied());

@@ -174,7 +174,12 @@ impl parovoz_engine::Database for Failing {
     fn latest(&self) -> Sequence {
         self.0.latest()
     }
-    fn get_with(&self, f: parovoz_engine::Family, key: &[u8], found: &mut dyn FnMut(&[u8])) -> parovoz_engine::Result<bool> {
+    fn get_with(
+        &self,
+        f: parovoz_engine::Family,
+        key: &[u8],
+        found: &mut dyn FnMut(&[u8]),
+    ) -> parovoz_engine::Result<bool> {
         self.0.get_with(f, key, found)
     }
     fn write(&self, _: &[u8], _: bool) -> parovoz_engine::Result<Sequence> {
