@@ -145,7 +145,7 @@ pub struct StreamSpec {
 
 impl Default for StreamSpec {
     fn default() -> Self {
-        Self { max_batch_bytes: 1 << 20, max_bytes_per_second: 0, lag_warning: LagWarning::default() }
+        Self { max_batch_bytes: 8 << 20, max_bytes_per_second: 0, lag_warning: LagWarning::default() }
     }
 }
 
