@@ -2,12 +2,8 @@
 
 use std::error::Error;
 
-const FILES: [&str; 4] = [
-    "parovoz/v1/common.proto",
-    "parovoz/v1/store.proto",
-    "parovoz/v1/replication.proto",
-    "parovoz/v1/admin.proto",
-];
+const FILES: [&str; 4] =
+    ["parovoz/v1/common.proto", "parovoz/v1/store.proto", "parovoz/v1/replication.proto", "parovoz/v1/admin.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -41,7 +41,10 @@ fn parse(filter: &str) -> Result<EnvFilter, LogError> {
 /// See [`LogError`].
 pub fn start(filter: &str) -> Result<LogControl, LogError> {
     let (layer, handle) = reload::Layer::new(parse(filter)?);
-    tracing_subscriber::registry().with(layer).with(tracing_subscriber::fmt::layer().json().flatten_event(true)).try_init()?;
+    tracing_subscriber::registry()
+        .with(layer)
+        .with(tracing_subscriber::fmt::layer().json().flatten_event(true))
+        .try_init()?;
     Ok(LogControl { handle })
 }
 

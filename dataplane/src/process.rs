@@ -25,7 +25,9 @@ use crate::member::hooks::Hooks;
 use crate::member::report::Reporter;
 use crate::member::state::MemberState;
 use crate::replication::ReplicationCtx;
-use crate::run::{FatalSwitch, RunError, STOP_DEADLINE, limits, listen, open_engine, open_volume, raise_descriptor_limit};
+use crate::run::{
+    FatalSwitch, RunError, STOP_DEADLINE, limits, listen, open_engine, open_volume, raise_descriptor_limit,
+};
 use crate::shard::Shards;
 use crate::store::catalogue::Catalogue;
 use crate::store::{Endpoint, Store, retention};
@@ -102,8 +104,7 @@ impl Parts {
         let fatal = FatalSwitch::abort();
         let engine = open_engine(args)?;
         let record = volume.record;
-        let store =
-            Arc::new(Store::new(record.store.clone(), record.data_uuid, limits(), settings, args.ring_bytes));
+        let store = Arc::new(Store::new(record.store.clone(), record.data_uuid, limits(), settings, args.ring_bytes));
         let loops = event_loops(args);
         let catalogue = Catalogue::start(store.clone(), engine.clone(), volume.layout.clone(), loops, fatal.clone())
             .map_err(|cause| RunError::Thread { name: "catalogue", cause })?;
@@ -125,8 +126,7 @@ impl Parts {
         ));
         let replication = runtime("replication", 0)?;
         let follower = Arc::new(Following::new(ctx.clone(), replication.handle().clone()));
-        let member =
-            Arc::new(Member::new(store.clone(), catalogue.clone(), follower.clone(), state, fatal.clone()));
+        let member = Arc::new(Member::new(store.clone(), catalogue.clone(), follower.clone(), state, fatal.clone()));
         let shards = Shards::start(store.clone(), args, loops, fatal).map_err(|e| RunError::Loops(e.to_string()))?;
         shards.handle().set_followers(Arc::new(view::View { ctx: ctx.clone(), follower: follower.clone() }));
         let reporter = Arc::new(Reporter {
@@ -202,19 +202,20 @@ impl Parts {
         let router = Server::builder().add_service(AdminServer::new(self.admin.clone()));
         serve_router(&Handle::current(), router, listener, stopping.clone());
         let listener = listen(args, args.http_port).await?;
-        let health = Arc::new(view::Probe::new(self.admin.reporter.clone(), self.engine.clone(), self.ctx.clone(), self.shards.handle()));
+        let health = Arc::new(view::Probe::new(
+            self.admin.reporter.clone(),
+            self.engine.clone(),
+            self.ctx.clone(),
+            self.shards.handle(),
+        ));
         tokio::spawn(async move { axum::serve(listener, crate::http::router(health)).await });
 
         let member = self.member.clone();
         let resumed = tokio::task::spawn_blocking(move || member.resume_orders()).await;
         resumed.map_err(|e| RunError::Loops(e.to_string()))?.map_err(|e| RunError::Loops(e.to_string()))?;
         tracing::info!(resp = args.resp_port, client = args.client_port, "listening");
-        let housekeeping = tokio::spawn(housekeeping(
-            args.config.clone(),
-            self.store.clone(),
-            self.ctx.clone(),
-            self.layout.clone(),
-        ));
+        let housekeeping =
+            tokio::spawn(housekeeping(args.config.clone(), self.store.clone(), self.ctx.clone(), self.layout.clone()));
         wait_for_signal().await;
         housekeeping.abort();
         Ok(())

@@ -173,7 +173,12 @@ pub struct Volume {
 pub fn open_volume(args: &RunArgs, settings: &Settings) -> Result<Volume, RunError> {
     let lock_error = |cause| RunError::Lock { path: args.data_dir.clone(), cause };
     std::fs::create_dir_all(&args.data_dir).map_err(lock_error)?;
-    let lock = File::options().create(true).truncate(false).write(true).open(args.data_dir.join("lock")).map_err(lock_error)?;
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(args.data_dir.join("lock"))
+        .map_err(lock_error)?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|e| lock_error(e.into()))?;
     let (mut slots, found) = Slots::open(&args.data_dir)?;
     let store = StoreUid(args.store_uid.clone());

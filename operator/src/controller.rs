@@ -95,7 +95,12 @@ async fn timed(store: Arc<GuardedStore>, context: Arc<Context>) -> Result<Action
 }
 
 /// Work on what the queue names until it is closed and the passes under way have ended.
-pub async fn run(context: Arc<Context>, queue: mpsc::Receiver<StoreRef>, concurrency: u16, stop: impl Future<Output = ()>) {
+pub async fn run(
+    context: Arc<Context>,
+    queue: mpsc::Receiver<StoreRef>,
+    concurrency: u16,
+    stop: impl Future<Output = ()>,
+) {
     let requests = ReceiverStream::new(queue).take_until(stop).map(Ok::<_, std::convert::Infallible>);
     let config = Config::default().debounce(Duration::from_millis(50)).concurrency(concurrency);
     let stores = context.caches.stores.clone();

@@ -129,7 +129,9 @@ mod tests {
 
     #[test]
     fn every_failed_pass_is_tried_again_some_time() {
-        for error in [Error::Conflict, Error::Unreadable("x".into()), Error::ReadReign(api(503)), Error::WriteReign(api(422))] {
+        for error in
+            [Error::Conflict, Error::Unreadable("x".into()), Error::ReadReign(api(503)), Error::WriteReign(api(422))]
+        {
             assert!(!error.pause().is_zero() && error.pause() <= Duration::from_secs(60));
         }
     }

@@ -99,7 +99,8 @@ impl Election {
     pub async fn release(&mut self) {
         let given = async {
             let mut lease = self.api.get(&self.name).await?;
-            if let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.identity)) {
+            if let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_ref() == Some(&self.identity))
+            {
                 spec.holder_identity = None;
                 self.api.replace(&self.name, &PostParams::default(), &lease).await?;
             }

@@ -177,7 +177,11 @@ impl Metrics {
 
     /// A member began or ceased to report.
     pub fn member_connected(&self, connected: bool) {
-        if connected { self.member_connections.inc() } else { self.member_connections.dec() };
+        if connected {
+            self.member_connections.inc()
+        } else {
+            self.member_connections.dec()
+        };
     }
 
     /// This process holds the Lease, or does not.

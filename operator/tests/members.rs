@@ -18,7 +18,8 @@ use parovoz_proto::v1::{self, MemberReport};
 use tokio::sync::mpsc;
 
 fn blank() -> MemberReport {
-    let mut report = MemberReport { store_uid: "u".into(), data_uuid: "d".into(), process_id: "p".into(), ..Default::default() };
+    let mut report =
+        MemberReport { store_uid: "u".into(), data_uuid: "d".into(), process_id: "p".into(), ..Default::default() };
     report.set_phase(v1::MemberPhase::Blank);
     report.set_role(v1::MemberRole::Replica);
     report

@@ -71,11 +71,14 @@ impl Harness {
         report.set_role(v1::MemberRole::Replica);
         let member = FakeMember::start(report);
         let api = FakeApi::default();
-        api.put(STORE, json!({
-            "apiVersion": "parovoz.dev/v1alpha1", "kind": "ReplicatedStore",
-            "metadata": {"name": "cache", "namespace": "prod", "uid": "store-uid", "generation": 1},
-            "spec": {"replicas": 1, "storage": {"size": "1Gi"}},
-        }));
+        api.put(
+            STORE,
+            json!({
+                "apiVersion": "parovoz.dev/v1alpha1", "kind": "ReplicatedStore",
+                "metadata": {"name": "cache", "namespace": "prod", "uid": "store-uid", "generation": 1},
+                "spec": {"replicas": 1, "storage": {"size": "1Gi"}},
+            }),
+        );
         let writers = Writers {
             pods: Writer::default(),
             claims: Writer::default(),
@@ -182,7 +185,10 @@ async fn the_claim_comes_before_the_pod_and_the_record_before_the_order() {
     assert!(harness.api.get(CLAIM).is_some() && harness.api.get(POD).is_none());
     harness.pass().await.unwrap();
     let pod = harness.api.get(POD).unwrap();
-    assert_eq!(pod["metadata"]["annotations"]["parovoz.dev/claim-uid"], harness.api.get(CLAIM).unwrap()["metadata"]["uid"]);
+    assert_eq!(
+        pod["metadata"]["annotations"]["parovoz.dev/claim-uid"],
+        harness.api.get(CLAIM).unwrap()["metadata"]["uid"]
+    );
     harness.run_pod();
     harness.until_phase("Forming").await;
     assert!(harness.member.orders.lock().is_empty());
@@ -216,9 +222,9 @@ async fn a_lost_swap_sends_no_order_and_is_observed_again() {
 async fn a_record_that_cannot_be_read_stops_the_pass() {
     let mut harness = Harness::serving().await;
     harness.api.clear();
-    harness.api.interfere(|asked| {
-        (asked.path == REIGN).then(|| failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"))
-    });
+    harness
+        .api
+        .interfere(|asked| (asked.path == REIGN).then(|| failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalError")));
     let error = harness.pass().await.unwrap_err();
     assert_eq!(error.class(), Class::Retryable);
     assert!(harness.api.writes().is_empty());
@@ -228,7 +234,9 @@ async fn a_record_that_cannot_be_read_stops_the_pass() {
 async fn an_object_of_somebody_else_is_left_alone_and_told() {
     let mut harness = Harness::new();
     let path = "/api/v1/namespaces/prod/services/cache-rw";
-    harness.api.put(path, json!({"metadata": {"name": "cache-rw", "namespace": "prod"}, "spec": {"selector": {"a": "b"}}}));
+    harness
+        .api
+        .put(path, json!({"metadata": {"name": "cache-rw", "namespace": "prod"}, "spec": {"selector": {"a": "b"}}}));
     harness.pass().await.unwrap();
     assert_eq!(harness.api.get(path).unwrap()["spec"], json!({"selector": {"a": "b"}}));
     assert!(harness.api.get(CLAIM).is_some(), "the rest was done");
@@ -256,7 +264,8 @@ async fn a_status_is_patched_only_when_it_changed() {
     harness.member.report.send_modify(|report| report.disk_free_bytes = 0);
     let contacts = || {
         let uid = harness.api.get(POD).unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
-        let pod = parovoz_operator::member::MemberPod { name: "cache-1".into(), uid, ip: Some("127.0.0.1".parse().unwrap()) };
+        let pod =
+            parovoz_operator::member::MemberPod { name: "cache-1".into(), uid, ip: Some("127.0.0.1".parse().unwrap()) };
         let store = parovoz_operator::error::StoreRef::new("cache").within("prod");
         harness.context.members.sync(&store, &[pod])
     };

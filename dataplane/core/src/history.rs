@@ -178,7 +178,13 @@ impl EpochHistory {
     /// `latest` and `oldest` are the upstream's last sequence and the oldest that its WAL still has; `authoritative` says that
     /// it is the primary, so that nobody can be rightly ahead of it.
     #[must_use]
-    pub fn check_resume(&self, after: Position, latest: Sequence, oldest: Sequence, authoritative: bool) -> ResumeCheck {
+    pub fn check_resume(
+        &self,
+        after: Position,
+        latest: Sequence,
+        oldest: Sequence,
+        authoritative: bool,
+    ) -> ResumeCheck {
         let newest = self.newest().map_or(Epoch(0), |r| r.epoch);
         let beyond = after.sequence > latest;
         if !authoritative && (after.epoch > newest || (beyond && after.epoch == newest)) {

@@ -191,7 +191,13 @@ impl MemberRecord {
     ///
     /// # Errors
     /// See [`OrderRefusal`]; nothing changes then.
-    pub fn promote(&self, store: &StoreUid, member: DataUuid, reign: &Reign, leading: bool) -> Result<Promotion, OrderRefusal> {
+    pub fn promote(
+        &self,
+        store: &StoreUid,
+        member: DataUuid,
+        reign: &Reign,
+        leading: bool,
+    ) -> Result<Promotion, OrderRefusal> {
         self.check_reign(store, member, reign)?;
         if reign.primary != self.data_uuid {
             return Err(OrderRefusal::Malformed("the reign names another member as its primary"));
@@ -342,9 +348,15 @@ mod tests {
     #[test]
     fn orders_for_somebody_else_are_refused() {
         let r = reign(1, 10, 1);
-        assert!(matches!(blank().promote(&StoreUid("t".into()), member(1), &r, false), Err(OrderRefusal::OtherStore { .. })));
+        assert!(matches!(
+            blank().promote(&StoreUid("t".into()), member(1), &r, false),
+            Err(OrderRefusal::OtherStore { .. })
+        ));
         assert!(matches!(blank().promote(&store(), member(2), &r, false), Err(OrderRefusal::OtherMember { .. })));
-        assert!(matches!(blank().promote(&store(), member(1), &reign(1, 1, 2), false), Err(OrderRefusal::Malformed(_))));
+        assert!(matches!(
+            blank().promote(&store(), member(1), &reign(1, 1, 2), false),
+            Err(OrderRefusal::Malformed(_))
+        ));
         assert!(blank().follow(&store(), member(1), &reign(1, 1, 2), endpoint(1), endpoint(2)).is_err());
         assert!(blank().follow(&store(), member(1), &reign(1, 1, 2), Endpoint::default(), endpoint(2)).is_err());
     }

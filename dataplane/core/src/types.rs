@@ -139,7 +139,11 @@ impl PrefixName {
 
     /// Checks and takes a name.
     pub fn new(name: &str) -> Result<Self, BadPrefixName> {
-        if Self::is_valid(name.as_bytes()) { Ok(Self(name.into())) } else { Err(BadPrefixName(name.chars().take(80).collect())) }
+        if Self::is_valid(name.as_bytes()) {
+            Ok(Self(name.into()))
+        } else {
+            Err(BadPrefixName(name.chars().take(80).collect()))
+        }
     }
 
     /// The catalogue's.

@@ -76,7 +76,9 @@ pub fn hold(store: &Store, ctx: &ReplicationCtx, order: &v1::HoldRequest) -> Res
     let prefix = held_prefix(store, &order.prefix)?;
     let seconds = if order.seconds == 0 { store.settings.load().hold_timeout_seconds } else { order.seconds };
     if seconds > MAX_HOLD_SECONDS {
-        return Err(Status::invalid_argument(format!("hold: {seconds} s is more than {MAX_HOLD_SECONDS} s; renew it instead")));
+        return Err(Status::invalid_argument(format!(
+            "hold: {seconds} s is more than {MAX_HOLD_SECONDS} s; renew it instead"
+        )));
     }
     ctx.holds.lock().delay(prefix, clock::boot_ms() + seconds * 1000);
     Ok(holds(store, ctx))

@@ -15,10 +15,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::logging::LogControl;
+use crate::member::following::Following;
 use crate::member::report::{Reporter, position};
 use crate::member::{Member, MemberError};
 use crate::replication::ReplicationCtx;
-use crate::member::following::Following;
 use crate::store::catalogue::Catalogue;
 use crate::store::{CreateError, Store};
 
@@ -49,7 +49,9 @@ pub struct AdminService {
 fn refuse(error: &MemberError) -> Status {
     match error {
         MemberError::Refused(_) | MemberError::Incomplete(_) => Status::failed_precondition(error.to_string()),
-        MemberError::Slots(_) | MemberError::Catalogue(_) | MemberError::Begin { .. } | MemberError::Follower(_) => Status::internal(error.to_string()),
+        MemberError::Slots(_) | MemberError::Catalogue(_) | MemberError::Begin { .. } | MemberError::Follower(_) => {
+            Status::internal(error.to_string())
+        }
     }
 }
 
@@ -124,7 +126,8 @@ impl Admin for AdminService {
         let upstream = convert::endpoint(order.upstream.as_ref()).map_err(bad)?;
         let primary = convert::endpoint(order.primary.as_ref()).map_err(bad)?;
         let owner = self.member.clone();
-        let result = blocking(move || owner.follow(&StoreUid(order.store_uid), member, &reign, upstream, primary)).await?;
+        let result =
+            blocking(move || owner.follow(&StoreUid(order.store_uid), member, &reign, upstream, primary)).await?;
         result.map_err(|e| refuse(&e))?;
         self.report().await
     }
@@ -135,7 +138,9 @@ impl Admin for AdminService {
             return Err(Status::failed_precondition("reseed: the order is for another member"));
         }
         if self.store.role().upstream.is_none() {
-            return Err(Status::failed_precondition("reseed: this member follows nobody, so there is no source to copy from"));
+            return Err(Status::failed_precondition(
+                "reseed: this member follows nobody, so there is no source to copy from",
+            ));
         }
         let prefixes: Vec<_> = if order.prefix.is_empty() {
             self.store.prefixes().by_uuid.keys().copied().collect()

@@ -156,15 +156,20 @@ impl Layout {
             Err(cause) => return Err(LayoutError::Io { action: "read", path: pointer, cause }),
         };
         let number = text.trim().strip_prefix("gen-").and_then(|n| n.parse().ok());
-        let number = number
-            .ok_or_else(|| LayoutError::Malformed { path: pointer, cause: format!("{:?} names no generation", text.trim()) })?;
+        let number = number.ok_or_else(|| LayoutError::Malformed {
+            path: pointer,
+            cause: format!("{:?} names no generation", text.trim()),
+        })?;
         let dir = self.generation_dir(name, uuid, number);
         let origin_path = dir.join("origin.json");
         let text = fs::read(&origin_path).map_err(io("read", &origin_path))?;
         let malformed = |cause: String| LayoutError::Malformed { path: origin_path.clone(), cause };
         let origin: Origin = serde_json::from_slice(&text).map_err(|e| malformed(e.to_string()))?;
         if origin.format > ORIGIN_FORMAT {
-            return Err(malformed(format!("format {} is newer than {ORIGIN_FORMAT}; run the newer version", origin.format)));
+            return Err(malformed(format!(
+                "format {} is newer than {ORIGIN_FORMAT}; run the newer version",
+                origin.format
+            )));
         }
         Ok(Some(Generation { number, dir, origin }))
     }
@@ -277,7 +282,9 @@ impl Layout {
         for entry in fs::read_dir(&dir).map_err(io("list", &dir))? {
             let name = entry.map_err(io("list", &dir))?.file_name();
             // NAME-UUID: the UUID has 36 characters.
-            let Some((name, uuid)) = name.to_str().and_then(|n| n.split_at_checked(n.len().checked_sub(36)?)) else { continue };
+            let Some((name, uuid)) = name.to_str().and_then(|n| n.split_at_checked(n.len().checked_sub(36)?)) else {
+                continue;
+            };
             let name = name.strip_suffix('-').and_then(|n| PrefixName::try_from(n.to_owned()).ok());
             if let (Some(name), Ok(uuid)) = (name, uuid.parse()) {
                 found.push((name, uuid));

@@ -42,7 +42,9 @@ pub enum SlotError {
         second: String,
     },
     /// Written by a newer program.
-    #[error("open member slot {path}: format version {found} is newer than {FORMAT_VERSION}; run the newer version again")]
+    #[error(
+        "open member slot {path}: format version {found} is newer than {FORMAT_VERSION}; run the newer version again"
+    )]
     Newer {
         /// The file.
         path: PathBuf,
@@ -87,7 +89,9 @@ impl Slots {
                 Some((g, record))
             }
             [Found::Absent, Found::Absent] => None,
-            [first, second] => return Err(SlotError::BothBroken { first: first.describe(), second: second.describe() }),
+            [first, second] => {
+                return Err(SlotError::BothBroken { first: first.describe(), second: second.describe() });
+            }
         };
         let (generation, record) = best.map_or((0, None), |(g, r)| (g, Some(*r)));
         Ok((Self { paths, generation }, record))
@@ -162,10 +166,11 @@ fn write_slot(path: &Path, bytes: &[u8]) -> Result<(), SlotError> {
 fn read_slot(path: &Path) -> Result<Found, SlotError> {
     let mut bytes = Vec::new();
     match File::open(path) {
-        Ok(file) => file
-            .take(SLOT_BYTES as u64)
-            .read_to_end(&mut bytes)
-            .map_err(|cause| SlotError::Io { action: "read", path: path.to_owned(), cause })?,
+        Ok(file) => file.take(SLOT_BYTES as u64).read_to_end(&mut bytes).map_err(|cause| SlotError::Io {
+            action: "read",
+            path: path.to_owned(),
+            cause,
+        })?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Absent),
         Err(cause) => return Err(SlotError::Io { action: "open", path: path.to_owned(), cause }),
     };

@@ -64,7 +64,12 @@ fn role(e: &mut Encoder<'_>, report: &v1::MemberReport) -> fmt::Result {
     e.gauge("complete", "1 if every prefix of the catalogue is here and whole", None, u64::from(report.complete))?;
     e.gauge("promised_epoch", "Epoch of the promised reign", None, report.reign.as_ref().map_or(0, |r| r.epoch))?;
     e.gauge("started_epoch", "Highest epoch led by this member", None, report.started_epoch)?;
-    e.gauge("upstream_connected", "1 if the stream from the upstream is up", None, u64::from(report.upstream_connected))?;
+    e.gauge(
+        "upstream_connected",
+        "1 if the stream from the upstream is up",
+        None,
+        u64::from(report.upstream_connected),
+    )?;
     if let Some(ms) = report.primary_silence_ms {
         e.gauge("primary_silence_milliseconds", "Since something was heard from the primary", None, ms)?;
     }
@@ -75,10 +80,18 @@ fn prefixes(e: &mut Encoder<'_>, report: &v1::MemberReport) -> fmt::Result {
     let count = |state: v1::PrefixState| report.prefixes.iter().filter(|p| p.state() == state).count() as u64;
     e.gauge("prefixes", "Prefixes on this member, the catalogue included", None, report.prefixes.len() as u64)?;
     e.gauge("prefixes_bootstrapping", "Prefixes being copied", None, count(v1::PrefixState::Bootstrapping))?;
-    e.gauge("prefixes_stopped", "Prefixes stopped by a gap, divergence or corruption", None, count(v1::PrefixState::Stopped))?;
+    e.gauge(
+        "prefixes_stopped",
+        "Prefixes stopped by a gap, divergence or corruption",
+        None,
+        count(v1::PrefixState::Stopped),
+    )?;
     let applied: u64 = report.prefixes.iter().map(|p| sequence(p.applied.as_ref())).sum();
     e.counter("applied_records", "Last sequences of all prefixes, summed", None, applied)?;
-    let lag = report.prefixes.iter().map(|p| sequence(p.upstream_latest.as_ref()).saturating_sub(sequence(p.applied.as_ref())));
+    let lag = report
+        .prefixes
+        .iter()
+        .map(|p| sequence(p.upstream_latest.as_ref()).saturating_sub(sequence(p.applied.as_ref())));
     e.gauge("lag_sequences", "Behind the upstream, all prefixes summed", None, lag.clone().sum())?;
     e.gauge("lag_sequences_worst", "Behind the upstream, the worst prefix", None, lag.max().unwrap_or(0))
 }
@@ -92,7 +105,12 @@ fn followers(e: &mut Encoder<'_>, report: &v1::MemberReport) -> fmt::Result {
     e.gauge("follower_lag_bytes_worst", "Of the follower furthest behind", None, worst(|f| f.lag_bytes))?;
     e.gauge("follower_lag_milliseconds_worst", "Of the follower furthest behind", None, worst(|f| f.lag_ms))?;
     if let Some(left) = followers.iter().filter_map(|f| f.window_left_seconds).min() {
-        e.gauge("follower_window_left_seconds_least", "Until the first follower falls out of the WAL window", None, left)?;
+        e.gauge(
+            "follower_window_left_seconds_least",
+            "Until the first follower falls out of the WAL window",
+            None,
+            left,
+        )?;
     }
     Ok(())
 }

@@ -46,7 +46,9 @@ const LOOP_COUNTERS: &[Of<ShardStats>] = &[
     ("read_misses", "Reads that did not", |s| get(&s.misses)),
     ("object_cache_hits", "Reads answered by the object cache", |s| get(&s.cache_hits)),
     ("object_cache_misses", "Reads that went to the database", |s| get(&s.cache_misses)),
-    ("write_timeouts", "Writes whose outcome is unknown: too few replicas answered in time", |s| get(&s.parked_timeouts)),
+    ("write_timeouts", "Writes whose outcome is unknown: too few replicas answered in time", |s| {
+        get(&s.parked_timeouts)
+    }),
 ];
 
 const LOOP_GAUGES: &[Of<ShardStats>] = &[

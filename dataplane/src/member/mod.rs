@@ -14,11 +14,11 @@ use parking_lot::Mutex;
 use parovoz_dataplane_core::member::{MemberRecord, OrderRefusal, Orders};
 use parovoz_dataplane_core::types::{DataUuid, Reign, StoreUid};
 
+use self::following::Following;
+use self::state::MemberState;
 use crate::config::Durability;
 use crate::disk::slots::SlotError;
 use crate::run::FatalSwitch;
-use self::following::Following;
-use self::state::MemberState;
 use crate::store::catalogue::{Catalogue, CatalogueError};
 use crate::store::prefix::{CommitError, Prefix, PrefixPhase};
 use crate::store::{Endpoint, RoleView, Store};

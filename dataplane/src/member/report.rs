@@ -86,7 +86,12 @@ impl Reporter {
             started_epoch: record.started.0,
             prefixes,
             followers: if role.is_primary { self.replication.followers() } else { Vec::new() },
-            upstream_data_uuid: role.upstream.as_ref().and_then(|u| u.data_uuid).map(|u| u.to_string()).unwrap_or_default(),
+            upstream_data_uuid: role
+                .upstream
+                .as_ref()
+                .and_then(|u| u.data_uuid)
+                .map(|u| u.to_string())
+                .unwrap_or_default(),
             upstream_address: role.upstream.as_ref().map(|u| u.replication.clone()).unwrap_or_default(),
             upstream_connected: self.replication.upstream_connected(),
             disk_free_bytes: free,
@@ -121,7 +126,8 @@ impl Reporter {
         let warning = self.store.settings.load().lag_warning_sequences;
         let close = prefixes.iter().all(|p| {
             let sequence = |p: &Option<v1::Position>| p.as_ref().map_or(0, |p| p.sequence);
-            p.state() == v1::PrefixState::Streaming && sequence(&p.upstream_latest).saturating_sub(sequence(&p.applied)) <= warning
+            p.state() == v1::PrefixState::Streaming
+                && sequence(&p.upstream_latest).saturating_sub(sequence(&p.applied)) <= warning
         });
         if close && complete { v1::MemberPhase::Streaming } else { v1::MemberPhase::CatchingUp }
     }

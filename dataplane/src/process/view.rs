@@ -10,8 +10,8 @@ use prometheus_client::registry::Registry;
 use crate::http::Health;
 use crate::http::metrics::{MemberCollector, registry};
 use crate::http::traffic::TrafficCollector;
-use crate::member::report::{ReplicationView, Reporter};
 use crate::member::following::Following;
+use crate::member::report::{ReplicationView, Reporter};
 use crate::replication::ReplicationCtx;
 use crate::shard::{FollowerCount, ShardsHandle};
 

@@ -54,7 +54,9 @@ impl CatalogueError {
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         match self {
-            Self::Engine { cause, .. } | Self::Commit(CommitError::Engine(cause)) => cause.severity() == Severity::Fatal,
+            Self::Engine { cause, .. } | Self::Commit(CommitError::Engine(cause)) => {
+                cause.severity() == Severity::Fatal
+            }
             Self::Layout(_) | Self::Malformed(_) | Self::Commit(CommitError::NotPrimary | CommitError::Closed) => false,
         }
     }
@@ -78,8 +80,15 @@ pub type DropReply = Box<dyn FnOnce(Result<(PrefixUuid, Position), CatalogueErro
 
 enum Job {
     /// `declared`: asked for on the admin port, which `prefixes.create: Declared` allows.
-    Create { name: PrefixName, declared: bool, reply: CreateReply },
-    Drop { name: PrefixName, reply: DropReply },
+    Create {
+        name: PrefixName,
+        declared: bool,
+        reply: CreateReply,
+    },
+    Drop {
+        name: PrefixName,
+        reply: DropReply,
+    },
 }
 
 /// See the module.
@@ -196,8 +205,10 @@ impl Catalogue {
 
     fn enqueue_create(&self, name: PrefixName, declared: bool, reply: CreateReply) {
         let refused = self.jobs.try_send(Job::Create { name, declared, reply });
-        if let Err(TrySendError::Full(Job::Create { name, reply, .. }) | TrySendError::Disconnected(Job::Create { name, reply, .. })) =
-            refused
+        if let Err(
+            TrySendError::Full(Job::Create { name, reply, .. })
+            | TrySendError::Disconnected(Job::Create { name, reply, .. }),
+        ) = refused
         {
             reply(Err(CreateError::Busy(name)));
         }
@@ -251,7 +262,11 @@ impl Catalogue {
         prefix.begin_epoch(reign, sync)?;
         let mut builder = BatchBuilder::new();
         let entry = serde_json::to_vec(&Entry { prefix_uuid: prefix.uuid });
-        builder.put_value(format!("p/{name}").as_bytes(), &entry.map_err(|e| CatalogueError::Malformed(e.to_string()))?, None);
+        builder.put_value(
+            format!("p/{name}").as_bytes(),
+            &entry.map_err(|e| CatalogueError::Malformed(e.to_string()))?,
+            None,
+        );
         self.commit(&catalogue, builder, sync)?;
         prefix.set_phase(PrefixPhase::Serving);
         tracing::info!(prefix = %name, uuid = %prefix.uuid, "prefix created");
@@ -424,9 +439,12 @@ pub fn read_history(db: &dyn Database) -> Result<EpochHistory, EngineError> {
     let records = records.into_iter().collect::<Result<Vec<_>, _>>().map_err(|e| corrupt(e.to_string()))?;
     let history = EpochHistory::new(records).map_err(|e| corrupt(e.to_string()))?;
     match history.newest() {
-        Some(newest) if newest.start > db.latest() => {
-            Err(corrupt(format!("epoch {} starts at {} but the last record is {}", newest.epoch, newest.start, db.latest())))
-        }
+        Some(newest) if newest.start > db.latest() => Err(corrupt(format!(
+            "epoch {} starts at {} but the last record is {}",
+            newest.epoch,
+            newest.start,
+            db.latest()
+        ))),
         None if db.latest() > Sequence(0) => Err(corrupt("there are records but no epoch".into())),
         _ => Ok(history),
     }

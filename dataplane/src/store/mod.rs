@@ -129,7 +129,13 @@ pub struct Store {
 impl Store {
     /// An empty store. `shards` is the number of event loops.
     #[must_use]
-    pub fn new(store_uid: StoreUid, data_uuid: DataUuid, limits: Limits, settings: Settings, ring_bytes: usize) -> Self {
+    pub fn new(
+        store_uid: StoreUid,
+        data_uuid: DataUuid,
+        limits: Limits,
+        settings: Settings,
+        ring_bytes: usize,
+    ) -> Self {
         Self {
             store_uid,
             data_uuid,

@@ -221,7 +221,11 @@ impl Prefix {
             return self.history.write().push(record).map_err(|e| fail(e.to_string()));
         }
         let known = self.history.read().epoch_at(entry.first);
-        if known == entry.epoch { Ok(()) } else { Err(fail(format!("its epoch is {}, the history here says {known}", entry.epoch))) }
+        if known == entry.epoch {
+            Ok(())
+        } else {
+            Err(fail(format!("its epoch is {}, the history here says {known}", entry.epoch)))
+        }
     }
 
     fn publish(&self, entry: RingEntry, durable: bool) {
@@ -282,10 +286,7 @@ impl Prefix {
         let first = copy.db.write(&bytes, sync)?;
         *writer = Some(reign);
         self.received.store(first.0, Ordering::Release);
-        self.publish(
-            RingEntry { epoch: reign.epoch, first, count, bytes, committed_at_ms: clock::wall_ms() },
-            sync,
-        );
+        self.publish(RingEntry { epoch: reign.epoch, first, count, bytes, committed_at_ms: clock::wall_ms() }, sync);
         Ok(Position { epoch: reign.epoch, sequence: first })
     }
 

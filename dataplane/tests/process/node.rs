@@ -31,7 +31,12 @@ fn fresh_ip() -> Ipv4Addr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let [_, low] = u16::try_from(std::process::id() % 60_000).unwrap().to_be_bytes();
-    Ipv4Addr::new(127, 10 + (low % 200), u8::try_from(1 + n % 250).unwrap(), u8::try_from(1 + std::process::id() % 250).unwrap())
+    Ipv4Addr::new(
+        127,
+        10 + (low % 200),
+        u8::try_from(1 + n % 250).unwrap(),
+        u8::try_from(1 + std::process::id() % 250).unwrap(),
+    )
 }
 
 impl Node {

@@ -74,7 +74,8 @@ async fn a_new_member_is_bootstrapped_by_snapshot_while_writes_go_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_outside_the_wal_window_bootstraps_by_itself() {
-    let keep_nothing = serde_json::json!({"walRetentionSeconds": 0, "walRetentionMaxBytes": 0, "holdTimeoutSeconds": 1});
+    let keep_nothing =
+        serde_json::json!({"walRetentionSeconds": 0, "walRetentionMaxBytes": 0, "holdTimeoutSeconds": 1});
     let (a, mut b) = (Node::start_with("a", keep_nothing), Node::start("b"));
     store_of(&a, &[&b]).await;
     fill(&a, "p", 0, 100, 100);
@@ -111,7 +112,11 @@ async fn a_bootstrap_cut_by_a_kill_is_resumed() {
     .await;
     b.kill();
     // Tables, or the log where the source had not flushed yet.
-    let staged: u64 = [".sst", ".log"].iter().flat_map(|e| find(&b.data().join("staging"), e)).map(|f| f.metadata().unwrap().len()).sum();
+    let staged: u64 = [".sst", ".log"]
+        .iter()
+        .flat_map(|e| find(&b.data().join("staging"), e))
+        .map(|f| f.metadata().unwrap().len())
+        .sum();
     assert!(staged > 10 << 20, "what was copied is on the volume: {staged} bytes");
     b.settings["bootstrapMaxBytesPerSecond"] = serde_json::json!(0);
     b.spawn();

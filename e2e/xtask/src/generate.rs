@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::cluster::tools::Tools;
 use crate::error::{Context, Error, Result, make_dir, read, write};
 use crate::exec::run;
+use crate::image;
 use crate::paths;
 use crate::ui::Ui;
 
@@ -21,7 +22,9 @@ type Files = BTreeMap<PathBuf, String>;
 /// Writes all generated files, or only compares them. Returns how many there are.
 pub fn generate(ui: &Ui, check: bool) -> Result<usize> {
     let tools = Tools::ensure_clients(ui)?;
-    let crds = ui.step("print the CRDs", |_| crds())?;
+    let binaries = image::binaries(ui)?;
+    let operator = binaries.first().ok_or_else(|| Error::failed("print the CRDs: there is no operator"))?;
+    let crds = ui.step("print the CRDs", |_| crds(operator))?;
     let manifest = ui.step("render the manifests", |_| manifest(&tools, &crds))?;
     let mut files = Files::new();
     for (name, text) in crds {
@@ -44,11 +47,8 @@ pub fn generate(ui: &Ui, check: bool) -> Result<usize> {
 }
 
 /// The CRDs that the operator's binary prints, each as a file named by its plural.
-fn crds() -> Result<Vec<(String, String)>> {
-    let printed = run("cargo")
-        .dir(&paths::repository())
-        .words("run --quiet --release --locked --package parovoz-operator -- crd")
-        .text_with_errors_shown()?;
+fn crds(operator: &Path) -> Result<Vec<(String, String)>> {
+    let printed = run(operator).arg("crd").text_with_errors_shown()?;
     let mut found = Vec::new();
     for document in documents(&printed) {
         let name = document

@@ -148,9 +148,24 @@ pub struct PastReign {
     namespaced,
     derive = "PartialEq",
     doc = "Who may be primary of a store, and why: the operator's decision record. Not for editing.",
-    printcolumn(name = "Epoch", type_ = "integer", json_path = ".spec.current.epoch", description = "The number of the present reign"),
-    printcolumn(name = "Phase", type_ = "string", json_path = ".spec.current.phase", description = "Where the present reign is in its life"),
-    printcolumn(name = "Cause", type_ = "string", json_path = ".spec.current.cause", description = "Why the present reign was begun"),
+    printcolumn(
+        name = "Epoch",
+        type_ = "integer",
+        json_path = ".spec.current.epoch",
+        description = "The number of the present reign"
+    ),
+    printcolumn(
+        name = "Phase",
+        type_ = "string",
+        json_path = ".spec.current.phase",
+        description = "Where the present reign is in its life"
+    ),
+    printcolumn(
+        name = "Cause",
+        type_ = "string",
+        json_path = ".spec.current.cause",
+        description = "Why the present reign was begun"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(

@@ -119,9 +119,7 @@ fn contradictions_of_mode_durability_and_counts_are_refused_with_advice() {
         refusal(&with(3, json!({"mode": "Quorum", "minSyncReplicas": 1, "durability": "Os"})))
             .contains("set replication.durability to Sync")
     );
-    assert!(
-        refusal(&with(2, json!({"mode": "Quorum", "minSyncReplicas": 2}))).contains("must be below replicas")
-    );
+    assert!(refusal(&with(2, json!({"mode": "Quorum", "minSyncReplicas": 2}))).contains("must be below replicas"));
 }
 
 #[test]
@@ -138,9 +136,8 @@ fn a_volume_grows_and_never_shrinks_or_changes_its_class() {
 
 #[test]
 fn kept_log_must_fit_the_volume() {
-    let keep = |size: &str| {
-        store(json!({"storage": {"size": "1Gi"}, "replication": {"walRetention": {"maxSize": size}}}))
-    };
+    let keep =
+        |size: &str| store(json!({"storage": {"size": "1Gi"}, "replication": {"walRetention": {"maxSize": size}}}));
     validate_cel(&keep("512Mi")).unwrap();
     assert!(refusal(&keep("1Gi")).contains("must be below storage.size"));
 }

@@ -110,8 +110,8 @@ fn unsigned(number: i64) -> u64 {
 pub fn pod_hash(spec: &ReplicatedStoreSpec) -> String {
     let text = serde_json::json!([spec.image, spec.image_pull_policy, spec.template]).to_string();
     // FNV-1a: short, and the same in every build for ever; nothing here has to resist an attacker.
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     format!("{hash:016x}")
 }

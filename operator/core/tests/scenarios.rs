@@ -405,9 +405,8 @@ fn a_record_of_an_earlier_store_of_the_same_name_is_not_obeyed() {
 
 #[test]
 fn a_chain_streams_from_one_to_the_next_and_skips_a_member_without_a_copy() {
-    let mut world = World::with_spec(
-        json!({"replicas": 3, "storage": {"size": "1Gi"}, "replication": {"topology": "Chain"}}),
-    );
+    let mut world =
+        World::with_spec(json!({"replicas": 3, "storage": {"size": "1Gi"}, "replication": {"topology": "Chain"}}));
     world.converge();
     let upstream = |world: &World, ordinal: u32| world.processes[&ordinal].upstream.clone().unwrap().0;
     assert_eq!(upstream(&world, 2), world.volume(1).unwrap().data_uuid);

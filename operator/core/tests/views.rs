@@ -39,7 +39,9 @@ fn a_condition_that_turns_is_an_event_and_keeps_its_time_until_it_turns_again() 
     world.steps(2);
     let down = world.store.status.clone().unwrap();
     let told = events(Some(&healthy), &down);
-    assert!(told.iter().any(|event| event.warning && event.note.starts_with("Available is False (PrimaryUnreachable)")));
+    assert!(
+        told.iter().any(|event| event.warning && event.note.starts_with("Available is False (PrimaryUnreachable)"))
+    );
     let since = |status: &parovoz_api::ReplicatedStoreStatus| {
         status.conditions.iter().find(|c| c.type_ == ConditionType::Available).unwrap().last_transition_time.clone()
     };
@@ -52,11 +54,14 @@ fn a_condition_that_turns_is_an_event_and_keeps_its_time_until_it_turns_again() 
 fn what_the_api_server_refuses_is_in_the_status() {
     let mut world = World::converged(1);
     let (observed, plan) = world.plan();
-    let failure = Failure { message: "apply claim data-cache-1: forbidden".into(), terminal: true, foreign: false, claim: true };
+    let failure =
+        Failure { message: "apply claim data-cache-1: forbidden".into(), terminal: true, foreign: false, claim: true };
     let told = status(&observed, &plan, &[failure]);
     assert_eq!(told.waiting[0].reason, WaitingReason::Refused);
     let reasons: Vec<_> = told.conditions.iter().map(|condition| condition.reason).collect();
-    assert!(reasons.contains(&ConditionReason::ResizeRefused) && reasons.contains(&ConditionReason::SpecificationInvalid));
+    assert!(
+        reasons.contains(&ConditionReason::ResizeRefused) && reasons.contains(&ConditionReason::SpecificationInvalid)
+    );
 }
 
 #[test]

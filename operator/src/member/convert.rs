@@ -1,9 +1,7 @@
 //! Wire messages to the core's values and back.
 
 use parovoz_api::{MemberPhase, MemberRole, Mode};
-use parovoz_operator_core::observed::{
-    BootstrapProgress, FollowerReport, KnownReign, Position, PrefixReport, Report,
-};
+use parovoz_operator_core::observed::{BootstrapProgress, FollowerReport, KnownReign, Position, PrefixReport, Report};
 use parovoz_operator_core::plan::Endpoint;
 use parovoz_proto::v1;
 

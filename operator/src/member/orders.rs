@@ -36,7 +36,12 @@ pub enum OrderError {
     },
 }
 
-pub(super) async fn send(channel: Channel, store_uid: &str, lease_ms: u64, order: &Order) -> Result<MemberReport, OrderError> {
+pub(super) async fn send(
+    channel: Channel,
+    store_uid: &str,
+    lease_ms: u64,
+    order: &Order,
+) -> Result<MemberReport, OrderError> {
     let mut client = AdminClient::new(channel);
     let reign = Some(wire_reign(&order.reign, lease_ms));
     let (store_uid, data_uuid) = (store_uid.to_owned(), order.data_uuid.clone());
@@ -54,7 +59,9 @@ pub(super) async fn send(channel: Channel, store_uid: &str, lease_ms: u64, order
     match answer {
         Ok(Ok(report)) => Ok(report.into_inner()),
         Ok(Err(status)) => Err(refusal(&order.pod, &status)),
-        Err(_) => Err(OrderError::Unreachable { pod: order.pod.clone(), message: format!("no answer within {limit:?}") }),
+        Err(_) => {
+            Err(OrderError::Unreachable { pod: order.pod.clone(), message: format!("no answer within {limit:?}") })
+        }
     }
 }
 

@@ -118,7 +118,13 @@ impl Members {
     ///
     /// # Errors
     /// The member refused, or was not reached in time.
-    pub async fn order(&self, store: &StoreRef, store_uid: &str, lease_ms: u64, order: &Order) -> Result<(), OrderError> {
+    pub async fn order(
+        &self,
+        store: &StoreRef,
+        store_uid: &str,
+        lease_ms: u64,
+        order: &Order,
+    ) -> Result<(), OrderError> {
         let known = {
             let stores = self.stores.lock();
             let member = stores.get(store).and_then(|members| members.get(&order.pod));

@@ -36,7 +36,8 @@ impl State {
     }
 
     pub(super) fn contact(&self) -> Contact {
-        let unreachable_for = self.unreachable_since.map_or(Duration::ZERO, |since| since.elapsed().max(Duration::from_millis(1)));
+        let unreachable_for =
+            self.unreachable_since.map_or(Duration::ZERO, |since| since.elapsed().max(Duration::from_millis(1)));
         Contact { report: self.report.clone(), age: self.reported.elapsed(), unreachable_for }
     }
 
@@ -84,7 +85,12 @@ fn steady(report: &Report) -> Report {
 }
 
 /// Keep the stream of one member up. Ends only by being dropped.
-pub(super) async fn watch(channel: Channel, state: Arc<parking_lot::Mutex<State>>, notify: Notify, metrics: Arc<Metrics>) {
+pub(super) async fn watch(
+    channel: Channel,
+    state: Arc<parking_lot::Mutex<State>>,
+    notify: Notify,
+    metrics: Arc<Metrics>,
+) {
     let mut pause = FIRST_PAUSE;
     loop {
         let mut connected = Connected { metrics: &metrics, up: false };
@@ -125,7 +131,12 @@ impl Drop for Connected<'_> {
     }
 }
 
-async fn follow(channel: &Channel, state: &parking_lot::Mutex<State>, notify: &Notify, connected: &mut Connected<'_>) -> String {
+async fn follow(
+    channel: &Channel,
+    state: &parking_lot::Mutex<State>,
+    notify: &Notify,
+    connected: &mut Connected<'_>,
+) -> String {
     let mut client = AdminClient::new(channel.clone());
     let mut stream = match tokio::time::timeout(SILENT_AFTER, client.watch_status(StatusRequest {})).await {
         Ok(Ok(stream)) => stream.into_inner(),

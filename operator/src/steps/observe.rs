@@ -46,7 +46,8 @@ pub async fn observe(
     let reign = reigns.get_opt(name).await.map_err(Error::ReadReign)?;
     let pods = Caches::of_store(&sources.caches.pods, namespace, name);
     let claims = Caches::of_store(&sources.caches.claims, namespace, name);
-    let member_pods: Vec<MemberPod> = pods.iter().filter(|pod| controlled(pod.as_ref(), uid)).map(|pod| member_pod(pod)).collect();
+    let member_pods: Vec<MemberPod> =
+        pods.iter().filter(|pod| controlled(pod.as_ref(), uid)).map(|pod| member_pod(pod)).collect();
     let contacts = sources.members.sync(&StoreRef::from_obj_name(name, namespace), &member_pods);
     Ok(Observed {
         pods: pods.iter().filter_map(|pod| pod_facts(pod, name, uid)).collect(),
@@ -148,7 +149,8 @@ fn trouble(pod: &Pod) -> Option<String> {
 
 fn claim_facts(claim: &Arc<PersistentVolumeClaim>, store: &str, uid: &str) -> Option<ClaimFacts> {
     let name = claim.name_any();
-    let requests = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()).and_then(|resources| resources.requests.as_ref());
+    let requests =
+        claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()).and_then(|resources| resources.requests.as_ref());
     Some(ClaimFacts {
         ordinal: names::ordinal_of_claim(store, &name)?,
         uid: claim.metadata.uid.clone().unwrap_or_default(),

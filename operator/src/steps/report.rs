@@ -56,7 +56,13 @@ impl Reporter {
     ///
     /// # Errors
     /// The status could not be written. Events that could not be told are only logged.
-    pub async fn report(&self, metrics: &Metrics, observed: &Observed, plan: &Plan, applied: &Applied) -> Result<(), Error> {
+    pub async fn report(
+        &self,
+        metrics: &Metrics,
+        observed: &Observed,
+        plan: &Plan,
+        applied: &Applied,
+    ) -> Result<(), Error> {
         let store = &observed.store;
         let new = status(observed, plan, &applied.failures);
         metrics.store(format!("{}/{}", store.namespace, store.name), Some(new.phase));

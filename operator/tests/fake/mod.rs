@@ -235,7 +235,11 @@ struct Service {
 }
 
 impl Service {
-    fn order(&self, what: String, change: impl FnOnce(&mut MemberReport)) -> Result<tonic::Response<MemberReport>, tonic::Status> {
+    fn order(
+        &self,
+        what: String,
+        change: impl FnOnce(&mut MemberReport),
+    ) -> Result<tonic::Response<MemberReport>, tonic::Status> {
         self.orders.lock().push(what);
         if *self.refuse.lock() {
             return Err(tonic::Status::failed_precondition("promised a later reign"));

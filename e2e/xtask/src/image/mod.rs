@@ -83,8 +83,9 @@ pub fn build(ui: &Ui, output: Option<&Path>) -> Result<Vec<Image>> {
     Ok(images)
 }
 
-/// Both binaries, as cargo names them, in the order of `PARTS`.
-fn binaries(ui: &Ui) -> Result<Vec<PathBuf>> {
+/// Both binaries, the operator's first. Both are always built together: another choice of packages is another choice of
+/// features, for which cargo compiles most of the dependencies anew.
+pub fn binaries(ui: &Ui) -> Result<Vec<PathBuf>> {
     ui.line("...    build the binaries (RocksDB takes 10 minutes the first time)");
     ui.step("build the binaries", |_| {
         let packages = PARTS.map(|part| format!("parovoz-{part}"));

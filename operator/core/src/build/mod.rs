@@ -68,10 +68,7 @@ pub fn plain_objects(store: &StoreFacts, settings: &Settings) -> Vec<(ObjectKey,
     ];
     objects.extend(services(store).into_iter().map(|service| (ObjectKind::Service, Object::Service(service))));
     objects.push((ObjectKind::PodDisruptionBudget, Object::PodDisruptionBudget(disruption_budget(store))));
-    objects
-        .into_iter()
-        .map(|(kind, object)| (ObjectKey { kind, name: object.name().to_owned() }, object))
-        .collect()
+    objects.into_iter().map(|(kind, object)| (ObjectKey { kind, name: object.name().to_owned() }, object)).collect()
 }
 
 /// The object as the API server takes it.

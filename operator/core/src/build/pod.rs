@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodAffinityTerm, PodAntiAffinity,
-    PodSecurityContext, PodSpec, Probe, SeccompProfile, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
-    WeightedPodAffinityTerm,
+    Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
+    EnvVarSource, HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodAffinityTerm,
+    PodAntiAffinity, PodSecurityContext, PodSpec, Probe, SeccompProfile, SecurityContext, TopologySpreadConstraint,
+    Volume, VolumeMount, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -70,7 +70,11 @@ fn container(store: &StoreFacts, claim: &ClaimFacts, member: &str, default_image
         ports: Some(ports()),
         resources: template.resources.clone(),
         security_context: Some(container_security()),
-        volume_mounts: Some(vec![mount("data", DATA_DIR, false), mount("config", CONFIG_DIR, true), mount("tmp", "/tmp", false)]),
+        volume_mounts: Some(vec![
+            mount("data", DATA_DIR, false),
+            mount("config", CONFIG_DIR, true),
+            mount("tmp", "/tmp", false),
+        ]),
         // Opening a thousand prefixes takes seconds; a minute and more passes before a start counts as stuck.
         startup_probe: Some(probe("/healthz", 1, 120)),
         liveness_probe: Some(probe("/healthz", 10, 6)),
@@ -158,7 +162,10 @@ fn volumes(store: &StoreFacts, claim: &ClaimFacts) -> Vec<Volume> {
         },
         Volume {
             name: "config".into(),
-            config_map: Some(ConfigMapVolumeSource { name: names::config(&store.name), ..ConfigMapVolumeSource::default() }),
+            config_map: Some(ConfigMapVolumeSource {
+                name: names::config(&store.name),
+                ..ConfigMapVolumeSource::default()
+            }),
             ..Volume::default()
         },
         Volume { name: "tmp".into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },

@@ -24,11 +24,7 @@ const MEMBER_PORTS: [(&str, i32); 6] = [
 pub fn services(store: &StoreFacts) -> [Service; 4] {
     [
         for_clients(store, names::service_rw(&store.name), &[(LABEL_ROLE, ROLE_PRIMARY)]),
-        for_clients(
-            store,
-            names::service_ro(&store.name),
-            &[(LABEL_ROLE, ROLE_REPLICA), (LABEL_IN_STANDING, "true")],
-        ),
+        for_clients(store, names::service_ro(&store.name), &[(LABEL_ROLE, ROLE_REPLICA), (LABEL_IN_STANDING, "true")]),
         for_clients(store, names::service_any(&store.name), &[]),
         headless(store),
     ]
@@ -37,7 +33,11 @@ pub fn services(store: &StoreFacts) -> [Service; 4] {
 fn for_clients(store: &StoreFacts, name: String, more: &[(&str, &str)]) -> Service {
     let mut selector = BTreeMap::from([(LABEL_STORE.to_owned(), store.name.clone())]);
     selector.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
-    service(store, name, ServiceSpec { selector: Some(selector), ports: Some(ports(&CLIENT_PORTS)), ..ServiceSpec::default() })
+    service(
+        store,
+        name,
+        ServiceSpec { selector: Some(selector), ports: Some(ports(&CLIENT_PORTS)), ..ServiceSpec::default() },
+    )
 }
 
 /// Host names for all members, ready or not: a member that is not ready yet must be reached to become so.

@@ -39,7 +39,8 @@ pub(super) fn without_primary(context: &Context<'_>, plan: &mut Plan, current: &
         Some(Fate::VolumeLost) => elect(context, plan, current, None),
         _ => {
             let parked = context.ordinal(&name).and_then(|ordinal| context.observed.parked(ordinal));
-            let what = parked.map_or("does not answer".to_owned(), |report| format!("keeps its data closed ({})", report.reason));
+            let what = parked
+                .map_or("does not answer".to_owned(), |report| format!("keeps its data closed ({})", report.reason));
             let message = format!("the primary {name} {what}: nobody else is promoted while it is away");
             plan.wait(WaitingReason::PrimaryMustReturn, message, context.kubectl("describe pod", &name));
             None
@@ -48,7 +49,12 @@ pub(super) fn without_primary(context: &Context<'_>, plan: &mut Plan, current: &
 }
 
 /// The primary answers and does not lead: its process was started anew.
-pub(super) fn with_primary(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord, old: u32) -> Option<ReignRecord> {
+pub(super) fn with_primary(
+    context: &Context<'_>,
+    plan: &mut Plan,
+    current: &ReignRecord,
+    old: u32,
+) -> Option<ReignRecord> {
     elect(context, plan, current, Some(old))
 }
 
@@ -86,7 +92,8 @@ fn elect(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord, old: Opt
 /// The member that no other surpasses in every prefix: the old primary if it is one of them, else the one that is
 /// furthest in all, else the lowest.
 pub(super) fn best<'a>(eligible: &[(u32, &'a Report)], old: Option<u32>) -> Option<(u32, &'a Report)> {
-    let surpassed = |report: &Report| eligible.iter().any(|(_, other)| other.compare(report) == Some(Ordering::Greater));
+    let surpassed =
+        |report: &Report| eligible.iter().any(|(_, other)| other.compare(report) == Some(Ordering::Greater));
     let top: Vec<_> = eligible.iter().copied().filter(|(_, report)| !surpassed(report)).collect();
     top.iter()
         .copied()
@@ -160,14 +167,19 @@ fn replaced(
 fn nobody(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord) -> Option<ReignRecord> {
     let observed = context.observed;
     let ever_served = observed.own_reign().is_some_and(|reign| reign.spec.ever_served);
-    let wanted: Vec<_> = context.target.iter().filter_map(|ordinal| Some((*ordinal, observed.answer(*ordinal)?))).collect();
+    let wanted: Vec<_> =
+        context.target.iter().filter_map(|ordinal| Some((*ordinal, observed.answer(*ordinal)?))).collect();
     // A candidate that ended while it began its very first epoch has promised and holds nothing: it never served.
-    let nothing_anywhere = wanted.len() == context.target.len() && wanted.iter().all(|(_, report)| report.prefixes.is_empty());
+    let nothing_anywhere =
+        wanted.len() == context.target.len() && wanted.iter().all(|(_, report)| report.prefixes.is_empty());
     let first = wanted.iter().find(|(_, report)| report.blank());
     if let Some((ordinal, report)) = first.filter(|_| !ever_served && nothing_anywhere) {
         let ordinals: BTreeSet<u32> = context.target.iter().copied().collect();
         let epoch = next_epoch(context);
-        let note = format!("{} leads at epoch {epoch}: the store never served and no member holds anything", context.name(*ordinal));
+        let note = format!(
+            "{} leads at epoch {epoch}: the store never served and no member holds anything",
+            context.name(*ordinal)
+        );
         plan.event(false, EventReason::FirstReign, note.clone());
         plan.step = Some(Step::Lead);
         let new = NewReign {

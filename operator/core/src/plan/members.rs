@@ -118,7 +118,9 @@ fn existing(context: &Context<'_>, pod: &PodFacts, claim: &ClaimFacts, plan: &mu
         plan.wait(WaitingReason::MemberMustAnswer, message, context.kubectl("logs", &pod.name));
     }
     let said = context.observed.contacts.get(&pod.name).and_then(Contact::fresh);
-    if let Some(report) = said.filter(|report| !report.store_uid.is_empty() && report.store_uid != context.observed.store.uid) {
+    if let Some(report) =
+        said.filter(|report| !report.store_uid.is_empty() && report.store_uid != context.observed.store.uid)
+    {
         let message = format!(
             "the volume of {} holds data of another store ({}): it is not touched; delete its claim to begin with an empty volume",
             pod.name, report.store_uid
@@ -141,7 +143,10 @@ fn release(context: &Context<'_>, pod: &PodFacts, plan: &mut Plan) {
         plan.wait(WaitingReason::NobodyEligible, message, context.kubectl("delete pod", &pod.name));
         return;
     }
-    let note = format!("the volume claim of {} is gone or being deleted: the member is made anew with an empty volume", pod.name);
+    let note = format!(
+        "the volume claim of {} is gone or being deleted: the member is made anew with an empty volume",
+        pod.name
+    );
     plan.event(true, EventReason::VolumeLost, note);
     plan.deletes.push(delete_pod(pod));
 }
@@ -184,7 +189,11 @@ fn leftovers(context: &Context<'_>, plan: &mut Plan) {
     if let Some(pod) = pods.iter().find(|pod| !pod.deleting) {
         // Before the first reign only a member that says it is empty may go: the record may have been lost.
         if serving || observed.answer(pod.ordinal).is_some_and(Report::blank) {
-            plan.event(false, EventReason::MemberRemoved, format!("{} is removed: fewer members were asked for", pod.name));
+            plan.event(
+                false,
+                EventReason::MemberRemoved,
+                format!("{} is removed: fewer members were asked for", pod.name),
+            );
             plan.deletes.push(delete_pod(pod));
             plan.step = Some(Step::RemovePod(pod.name.clone()));
         }

@@ -19,12 +19,18 @@ pub(super) fn decide(context: &Context<'_>, plan: &mut Plan) -> Option<ReignReco
         }
         Some(reign) if reign.spec.store_uid != context.observed.store.uid => {
             let message = "the decision record belongs to an earlier store of this name and is not gone yet".to_owned();
-            plan.wait(WaitingReason::ForeignObject, message, context.kubectl("delete storereign", &context.observed.store.name));
+            plan.wait(
+                WaitingReason::ForeignObject,
+                message,
+                context.kubectl("delete storereign", &context.observed.store.name),
+            );
             None
         }
         Some(reign) => match reign.spec.current.phase {
             ReignPhase::Forming => form(context, plan, &reign.spec.current),
-            ReignPhase::Sealing | ReignPhase::Promoting | ReignPhase::Serving => lead(context, plan, &reign.spec.current),
+            ReignPhase::Sealing | ReignPhase::Promoting | ReignPhase::Serving => {
+                lead(context, plan, &reign.spec.current)
+            }
         },
     }
 }
@@ -35,8 +41,11 @@ fn all_answers<'a>(context: &Context<'a>, plan: &mut Plan, what: &str) -> Option
     // A pod that is not wanted may still hold what a lost record knew: it is asked as well.
     let others = observed.pods.iter().filter(|pod| pod.owned && !pod.deleting).map(|pod| pod.ordinal);
     let asked: BTreeSet<u32> = context.target.iter().copied().chain(others).collect();
-    let silent: Vec<_> =
-        asked.iter().filter(|ordinal| observed.answer(**ordinal).is_none()).map(|ordinal| context.name(*ordinal)).collect();
+    let silent: Vec<_> = asked
+        .iter()
+        .filter(|ordinal| observed.answer(**ordinal).is_none())
+        .map(|ordinal| context.name(*ordinal))
+        .collect();
     if silent.is_empty() {
         return Some(asked.iter().filter_map(|ordinal| Some((*ordinal, observed.answer(*ordinal)?))).collect());
     }
@@ -89,13 +98,20 @@ fn rebuild(context: &Context<'_>, plan: &mut Plan, answers: &[(u32, &Report)]) {
         serving_since: None,
     };
     swap(context, plan, record);
-    plan.event(true, EventReason::RecordRebuilt, format!("the decision record was lost and is rebuilt at epoch {}", known.epoch));
+    plan.event(
+        true,
+        EventReason::RecordRebuilt,
+        format!("the decision record was lost and is rebuilt at epoch {}", known.epoch),
+    );
 }
 
 fn form(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord) -> Option<ReignRecord> {
     let answers = all_answers(context, plan, "the first reign")?;
     if let Some((ordinal, _)) = answers.iter().find(|(_, report)| !report.blank() || report.highest_epoch() > 0) {
-        let message = format!("{} holds data though the store has never had a primary: nobody is promoted", context.name(*ordinal));
+        let message = format!(
+            "{} holds data though the store has never had a primary: nobody is promoted",
+            context.name(*ordinal)
+        );
         plan.wait(WaitingReason::NobodyEligible, message, context.kubectl("logs", &context.name(*ordinal)));
         return None;
     }
@@ -174,7 +190,11 @@ fn led(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord, ordinal: u
             serving_since: Some(Time(context.observed.now)),
             ..current.clone()
         };
-        plan.event(false, EventReason::PrimaryServing, format!("{} serves at epoch {}", context.name(ordinal), current.epoch));
+        plan.event(
+            false,
+            EventReason::PrimaryServing,
+            format!("{} serves at epoch {}", context.name(ordinal), current.epoch),
+        );
         return swap(context, plan, record);
     }
     planned(context, plan, current, ordinal).unwrap_or_else(|| current.clone())
@@ -199,9 +219,11 @@ fn planned(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord, primar
     }
     let members = members(context, &ordinals);
     let replication = &context.observed.store.spec.replication;
-    let identities = |members: &[ReignMember]| members.iter().map(|member| member.data_uuid.clone()).collect::<BTreeSet<_>>();
+    let identities =
+        |members: &[ReignMember]| members.iter().map(|member| member.data_uuid.clone()).collect::<BTreeSet<_>>();
     let members_differ = identities(&members) != identities(&current.members);
-    let settings_differ = replication.mode != current.mode || replication.min_sync_replicas != current.min_sync_replicas;
+    let settings_differ =
+        replication.mode != current.mode || replication.min_sync_replicas != current.min_sync_replicas;
     if !members_differ && !settings_differ {
         return None;
     }
@@ -231,7 +253,13 @@ fn planned(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord, primar
 fn not_streaming(context: &Context<'_>, ordinals: &[u32], primary: u32) -> Option<String> {
     let streams = |ordinal: u32| {
         let report = context.observed.answer(ordinal);
-        report.is_some_and(|report| report.usable() && report.phase == MemberPhase::Streaming && report.upstream_connected)
+        report.is_some_and(|report| {
+            report.usable() && report.phase == MemberPhase::Streaming && report.upstream_connected
+        })
     };
-    ordinals.iter().copied().find(|ordinal| *ordinal != primary && !streams(*ordinal)).map(|ordinal| context.name(ordinal))
+    ordinals
+        .iter()
+        .copied()
+        .find(|ordinal| *ordinal != primary && !streams(*ordinal))
+        .map(|ordinal| context.name(ordinal))
 }

@@ -151,7 +151,9 @@ fn degraded(view: &View<'_>) -> Verdict {
 
 fn replicas<'a>(view: &View<'a>) -> impl Iterator<Item = &'a MemberStatus> {
     let primary = view.primary_name();
-    view.members.iter().filter(move |member| Some(&member.name) != primary.as_ref() && member.role != MemberRole::Primary)
+    view.members
+        .iter()
+        .filter(move |member| Some(&member.name) != primary.as_ref() && member.role != MemberRole::Primary)
 }
 
 fn replication(view: &View<'_>) -> Verdict {

@@ -53,7 +53,10 @@ pub fn status(observed: &Observed, plan: &Plan, failures: &[Failure]) -> Replica
         primary: view.primary_name(),
         replicas: count(observed.pods.iter().filter(|pod| pod.owned && !pod.deleting).count()),
         ready_replicas: count(
-            members.iter().filter(|member| matches!(member.phase, MemberPhase::Serving | MemberPhase::Streaming)).count(),
+            members
+                .iter()
+                .filter(|member| matches!(member.phase, MemberPhase::Serving | MemberPhase::Streaming))
+                .count(),
         ),
         selector: names::selector(&store.name),
         lag: worst_lag(&members),
@@ -142,7 +145,11 @@ fn span(millis: u64) -> TimeSpan {
 /// True if a new status should be written over the old one: at once if anything but figures that always move changed,
 /// else once those are five seconds old.
 #[must_use]
-pub fn worth_writing(old: Option<&ReplicatedStoreStatus>, new: &ReplicatedStoreStatus, last_write: Option<Duration>) -> bool {
+pub fn worth_writing(
+    old: Option<&ReplicatedStoreStatus>,
+    new: &ReplicatedStoreStatus,
+    last_write: Option<Duration>,
+) -> bool {
     let Some(old) = old else { return true };
     if old == new {
         return false;

@@ -115,7 +115,9 @@ impl World {
     }
 
     fn contact(&self, ordinal: u32) -> Contact {
-        let away = |since: Timestamp| Duration::try_from(self.now.duration_since(since)).unwrap().max(Duration::from_millis(1));
+        let away = |since: Timestamp| {
+            Duration::try_from(self.now.duration_since(since)).unwrap().max(Duration::from_millis(1))
+        };
         match (self.cut.get(&ordinal), self.report(ordinal)) {
             (Some(since), report) => Contact { report, age: away(*since), unreachable_for: away(*since) },
             (None, Some(report)) => Contact { report: Some(report), ..Contact::default() },
@@ -191,9 +193,12 @@ impl World {
                 data_uuid: volume.data_uuid.clone(),
                 connected: true,
                 lag_sequences: primary.positions.values().map(|p| p.sequence).sum::<u64>()
-                    - volume.positions.values().map(|p| p.sequence).sum::<u64>().min(
-                        primary.positions.values().map(|p| p.sequence).sum(),
-                    ),
+                    - volume
+                        .positions
+                        .values()
+                        .map(|p| p.sequence)
+                        .sum::<u64>()
+                        .min(primary.positions.values().map(|p| p.sequence).sum()),
                 ..FollowerReport::default()
             })
             .collect()
@@ -319,8 +324,14 @@ impl World {
                 self.pods.insert(ordinal, pod);
             }
             _ => {
-                let plain = build::plain_objects(&self.store, &parovoz_operator_core::settings::Settings::parse(&self.store.spec).unwrap());
-                let key = plain.into_iter().map(|(key, _)| key).find(|key| key.name == object.name() && same_kind(key, object));
+                let plain = build::plain_objects(
+                    &self.store,
+                    &parovoz_operator_core::settings::Settings::parse(&self.store.spec).unwrap(),
+                );
+                let key = plain
+                    .into_iter()
+                    .map(|(key, _)| key)
+                    .find(|key| key.name == object.name() && same_kind(key, object));
                 self.objects.insert(key.unwrap(), value);
             }
         }
@@ -329,7 +340,9 @@ impl World {
     /// What a member does with an order: the rules that the data plane promises.
     fn obey(&mut self, order: &Order) {
         let Some(ordinal) = names::ordinal_of("cache", &order.pod) else { return };
-        if self.cut.contains_key(&ordinal) || self.volume(ordinal).is_none_or(|volume| volume.data_uuid != order.data_uuid) {
+        if self.cut.contains_key(&ordinal)
+            || self.volume(ordinal).is_none_or(|volume| volume.data_uuid != order.data_uuid)
+        {
             return;
         }
         if self.processes.get(&ordinal).is_none_or(|process| process.id != order.process_id) {
@@ -486,13 +499,15 @@ pub fn check(observed: &Observed, plan: &Plan) {
     assert!(promotions.len() <= 1, "two promotions in one plan");
     let primaries = plan.labels.iter().filter(|labels| labels.role == names::ROLE_PRIMARY).count();
     assert!(primaries <= 1, "two pods labelled primary");
-    let record = plan.reign_write.as_ref().map(|write| &write.spec).or(observed.reign.as_ref().map(|reign| &reign.spec));
+    let record =
+        plan.reign_write.as_ref().map(|write| &write.spec).or(observed.reign.as_ref().map(|reign| &reign.spec));
     if let Some(order) = promotions.first() {
         let record = record.expect("a promotion without a record");
         assert_eq!(record.current.phase, ReignPhase::Promoting);
         assert_eq!(record.current.primary, order.data_uuid);
         assert_eq!(record.current.reign_id, order.reign.reign_id);
-        let report = observed.contacts.values().filter_map(Contact::fresh).find(|r| r.data_uuid == order.data_uuid).unwrap();
+        let report =
+            observed.contacts.values().filter_map(Contact::fresh).find(|r| r.data_uuid == order.data_uuid).unwrap();
         let data_elsewhere = observed.contacts.values().filter_map(Contact::fresh).any(Report::usable);
         assert!(report.usable() || !data_elsewhere, "an empty or half copied member is promoted over one with data");
         assert!(report.usable() || !record.ever_served, "a store that served is led by a member without data");
