@@ -130,7 +130,7 @@ impl Collector for TrafficCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let e = &mut encoder;
         let loops = self.loops.stats();
-        let sum = |of: fn(&ShardStats) -> u64| loops.iter().map(|s| of(s)).sum::<u64>();
+        let sum = |of: fn(&ShardStats) -> u64| loops.iter().map(of).sum::<u64>();
         for (name, help, of) in LOOP_COUNTERS {
             counter(e, name, help, sum(*of))?;
         }

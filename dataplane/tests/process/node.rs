@@ -142,7 +142,7 @@ impl Node {
         let begin = Instant::now();
         loop {
             match redis::Client::open(format!("redis://{}:6379/", self.ip)).unwrap().get_connection() {
-                Ok(mut connection) => {
+                Ok(connection) => {
                     connection.set_read_timeout(Some(DEADLINE)).unwrap();
                     return connection;
                 }
