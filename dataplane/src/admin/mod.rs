@@ -24,6 +24,8 @@ use crate::store::{CreateError, Store};
 
 /// Two reports at most a second.
 const REPORT_PAUSE: Duration = Duration::from_millis(500);
+/// How soon a report follows when nothing but positions moved.
+const MOVED_PAUSE: Duration = Duration::from_secs(1);
 /// A report at least this often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -90,6 +92,7 @@ impl Admin for AdminService {
             let mut changes = service.store.changes();
             loop {
                 changes.borrow_and_update();
+                let marks = service.reporter.marks();
                 let report = service.report().await.map(Response::into_inner);
                 if sender.send(report).await.is_err() {
                     return;
@@ -101,6 +104,7 @@ impl Admin for AdminService {
                 tokio::select! {
                     () = sender.closed() => return,
                     () = tokio::time::sleep(REPORT_INTERVAL - REPORT_PAUSE) => {}
+                    () = service.reporter.moved(marks, MOVED_PAUSE) => {}
                     changed = changes.changed() => if changed.is_err() { return },
                 }
             }

@@ -1,6 +1,7 @@
 //! What a member tells the operator about itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parovoz_dataplane_core::types::{Mode, Position, PrefixUuid, Reign};
 use parovoz_proto::v1;
@@ -62,6 +63,24 @@ pub fn reign(r: &Reign) -> v1::Reign {
 }
 
 impl Reporter {
+    /// Grows whenever a prefix moves.
+    #[must_use]
+    pub fn marks(&self) -> u64 {
+        let of =
+            |p: &Arc<Prefix>| p.applied().0.wrapping_add(p.durable().0).wrapping_add(p.upstream_latest().sequence.0);
+        self.store.prefixes().by_uuid.values().map(of).fold(0, u64::wrapping_add)
+    }
+
+    /// Waits until a prefix has moved since [`Reporter::marks`] answered `marks`; looks every `pause`.
+    pub async fn moved(&self, marks: u64, pause: Duration) {
+        loop {
+            tokio::time::sleep(pause).await;
+            if self.marks() != marks {
+                return;
+            }
+        }
+    }
+
     /// The present report.
     #[must_use]
     pub fn report(&self) -> v1::MemberReport {
