@@ -57,7 +57,7 @@ pub struct RunArgs {
     #[arg(long, env = "PAROVOZ_RING_BYTES", default_value_t = 64 << 20)]
     pub ring_bytes: usize,
     /// Bytes of the object cache, all event loops together.
-    #[arg(long, env = "PAROVOZ_OBJECT_CACHE_BYTES", default_value_t = 64 << 20)]
+    #[arg(long, env = "PAROVOZ_OBJECT_CACHE_BYTES", default_value_t = 256 << 20)]
     pub object_cache_bytes: usize,
     /// Bytes of RocksDB's block cache.
     #[arg(long, env = "PAROVOZ_BLOCK_CACHE_BYTES", default_value_t = 128 << 20)]

@@ -6,6 +6,7 @@ mod view;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use parovoz_proto::v1;
 use parovoz_proto::v1::admin_server::AdminServer;
 use parovoz_proto::v1::store_server::StoreServer;
@@ -17,6 +18,7 @@ use tonic::transport::Server;
 
 use crate::admin::AdminService;
 use crate::config::{RunArgs, Settings};
+use crate::disk::watermarks::Watermarks;
 use crate::grpc::StoreService;
 use crate::logging::LogControl;
 use crate::member::Member;
@@ -36,6 +38,8 @@ use crate::store::{Endpoint, Store, retention};
 const HAND_OVER: Duration = Duration::from_secs(3);
 /// Between two looks at the settings file, and between two passes of the pruner.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How often it is noted how far each prefix is durable.
+const WATERMARKS: Duration = Duration::from_secs(1);
 /// Batches older than this leave the ring: followers that are so far behind read the WAL.
 const RING_AGE_MS: u64 = 60_000;
 
@@ -87,6 +91,7 @@ struct Parts {
     bulk: Runtime,
     replication: Runtime,
     replication_stop: CancellationToken,
+    watermarks: Arc<Mutex<Watermarks>>,
     _volume_lock: std::fs::File,
 }
 
@@ -115,6 +120,8 @@ impl Parts {
         store.set_creator(catalogue.clone());
 
         let state = Arc::new(MemberState::new(volume.slots, record));
+        let watermarks = Watermarks::open(&args.data_dir);
+        raise_floors(&store, &state, &watermarks)?;
         let hooks = Arc::new(Hooks { state: state.clone(), store: store.clone(), fatal: fatal.clone() });
         let ctx = Arc::new(ReplicationCtx::new(
             store.clone(),
@@ -158,6 +165,7 @@ impl Parts {
             bulk: runtime("bulk", 10)?,
             replication,
             replication_stop: CancellationToken::new(),
+            watermarks: Arc::new(Mutex::new(watermarks)),
             _volume_lock: volume.lock,
         })
     }
@@ -171,6 +179,7 @@ impl Parts {
             self.shards.stop(STOP_DEADLINE);
             hand_over(&self.ctx);
             self.member.stop();
+            note_watermarks(&self.store, &self.watermarks);
             self
         });
         let parts = parts.await.map_err(|e| RunError::Loops(e.to_string()))?;
@@ -214,11 +223,54 @@ impl Parts {
         let resumed = tokio::task::spawn_blocking(move || member.resume_orders()).await;
         resumed.map_err(|e| RunError::Loops(e.to_string()))?.map_err(|e| RunError::Loops(e.to_string()))?;
         tracing::info!(resp = args.resp_port, client = args.client_port, "listening");
-        let housekeeping =
-            tokio::spawn(housekeeping(args.config.clone(), self.store.clone(), self.ctx.clone(), self.layout.clone()));
+        let housekeeping = tokio::spawn(housekeeping(
+            args.config.clone(),
+            self.store.clone(),
+            self.ctx.clone(),
+            self.layout.clone(),
+            self.member.clone(),
+        ));
+        let noting = tokio::spawn(keep_watermarks(self.store.clone(), self.watermarks.clone()));
         wait_for_signal().await;
         housekeeping.abort();
+        noting.abort();
         Ok(())
+    }
+}
+
+/// A database that came back below its watermark lost records that it had acknowledged: it must reach them again before it
+/// counts.
+fn raise_floors(store: &Store, state: &MemberState, watermarks: &Watermarks) -> Result<(), RunError> {
+    for (uuid, noted) in watermarks.marks() {
+        let Some(prefix) = store.prefix_by_uuid(*uuid) else { continue };
+        let recovered = prefix.position_at(prefix.applied());
+        if recovered < *noted {
+            tracing::error!(prefix = %prefix.name, %recovered, %noted,
+                "the database came back without records that were durable: its log is damaged");
+            state.raise_floor(*uuid, *noted)?;
+        }
+    }
+    Ok(())
+}
+
+async fn keep_watermarks(store: Arc<Store>, watermarks: Arc<Mutex<Watermarks>>) {
+    let mut every = tokio::time::interval(WATERMARKS);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let (store, watermarks) = (store.clone(), watermarks.clone());
+        if tokio::task::spawn_blocking(move || note_watermarks(&store, &watermarks)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn note_watermarks(store: &Store, watermarks: &Mutex<Watermarks>) {
+    let prefixes = store.prefixes();
+    let with_copy = prefixes.by_uuid.values().filter(|p| p.copy().is_some());
+    let marks = with_copy.map(|p| (p.uuid, p.position_at(p.durable()))).collect();
+    if let Err(error) = watermarks.lock().write(marks) {
+        tracing::warn!(%error, "watermarks not noted");
     }
 }
 
@@ -275,14 +327,17 @@ async fn housekeeping(
     store: Arc<Store>,
     ctx: Arc<ReplicationCtx>,
     layout: crate::disk::layout::Layout,
+    member: Arc<Member>,
 ) {
     let mut every = tokio::time::interval(HOUSEKEEPING);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        let (config, store, ctx, layout) = (config.clone(), store.clone(), ctx.clone(), layout.clone());
+        let (config, store, ctx, layout, member) =
+            (config.clone(), store.clone(), ctx.clone(), layout.clone(), member.clone());
         let pass = tokio::task::spawn_blocking(move || {
             reread_settings(config.as_deref(), &store);
+            member.forget_reached_floors();
             prune(&store, &ctx, &layout);
             let before = crate::clock::wall_ms().saturating_sub(RING_AGE_MS);
             for prefix in store.prefixes().by_uuid.values() {

@@ -179,7 +179,10 @@ pub fn open_volume(args: &RunArgs, settings: &Settings) -> Result<Volume, RunErr
         .write(true)
         .open(args.data_dir.join("lock"))
         .map_err(lock_error)?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|e| lock_error(e.into()))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
+        rustix::io::Errno::WOULDBLOCK => lock_error(io::Error::other("another process uses it; end that one first")),
+        other => lock_error(other.into()),
+    })?;
     let (mut slots, found) = Slots::open(&args.data_dir)?;
     let store = StoreUid(args.store_uid.clone());
     let record = match found {

@@ -323,7 +323,9 @@ impl Session {
         }
         effects.push(Effect::Missed { prefix, miss });
         let Some(stream) = self.prefixes.get_mut(&prefix) else { return };
-        stream.misses += 1;
+        if miss != Miss::NewerEpoch {
+            stream.misses += 1;
+        }
         effects.push(Effect::Cancel(prefix));
         if stream.misses >= MAX_MISSES && miss == Miss::Gap {
             let cause = BootstrapCause::Gap { last: stream.last, oldest: Sequence(0) };
@@ -418,8 +420,11 @@ fn check_batch(head: &FrameIn, bytes: &Bytes, last: Position, reign: Epoch) -> R
     }
     let header = batch::header(bytes).map_err(|_| Miss::Malformed)?;
     let ends = head.first.0.checked_add(u64::from(head.count)).is_some();
-    if head.count == 0 || header.count != head.count || !ends || head.epoch < last.epoch || head.epoch > reign {
+    if head.count == 0 || header.count != head.count || !ends || head.epoch < last.epoch {
         return Err(Miss::Malformed);
+    }
+    if head.epoch > reign {
+        return Err(Miss::NewerEpoch);
     }
     if last.sequence.0.checked_add(1) != Some(head.first.0) {
         return Err(Miss::Gap);

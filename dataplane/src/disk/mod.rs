@@ -3,3 +3,4 @@
 pub mod dirs;
 pub mod layout;
 pub mod slots;
+pub mod watermarks;

@@ -203,11 +203,34 @@ impl Member {
             PrefixPhase::Bootstrapping => Some(format!("prefix {} is being copied", p.name)),
             PrefixPhase::Stopped { reason } => Some(format!("prefix {} is stopped: {reason}", p.name)),
             _ if p.copy().is_none() => Some(format!("prefix {} has no copy", p.name)),
-            _ if self.state.floor(p.uuid).is_some_and(|floor| p.position_at(p.applied()) < floor) => {
-                Some(format!("prefix {} has not reached its floor again", p.name))
-            }
+            _ if self.below_floor(p).is_some() => self.below_floor(p),
             PrefixPhase::Open | PrefixPhase::Streaming | PrefixPhase::Serving => None,
         })
+    }
+
+    fn below_floor(&self, prefix: &Prefix) -> Option<String> {
+        let (floor, at) = (self.state.floor(prefix.uuid)?, prefix.position_at(prefix.applied()));
+        (at < floor).then(|| {
+            format!(
+                "prefix {} is at {at} and was once at {floor}: it must catch up or be copied from another member",
+                prefix.name
+            )
+        })
+    }
+
+    /// Forgets floors that a whole copy has durably reached, so that the slots stay small. A prefix that is not known here
+    /// keeps its floor: it may just not be copied yet.
+    pub fn forget_reached_floors(&self) {
+        let prefixes = self.store.prefixes();
+        let reached = |uuid, floor| {
+            prefixes.by_uuid.get(&uuid).is_some_and(|prefix| {
+                let whole = prefix.copy().is_some() && prefix.phase() != PrefixPhase::Bootstrapping;
+                whole && prefix.position_at(prefix.durable()) >= floor
+            })
+        };
+        if let Err(error) = self.state.keep_floors(|uuid, floor| !reached(uuid, floor)) {
+            tracing::error!(%error, "reached floors not forgotten");
+        }
     }
 
     /// Begins the reign's epoch in every prefix, the catalogue last but before the role: once it is written, all are.

@@ -125,17 +125,17 @@ impl MemberState {
         self.0.lock().record.floors.get(&prefix).copied()
     }
 
-    /// Forgets the floors of prefixes that are gone.
+    /// Forgets the floors that `keep` does not want.
     ///
     /// # Errors
     /// If the slot can't be written.
-    pub fn keep_floors(&self, keep: impl Fn(PrefixUuid) -> bool) -> Result<(), SlotError> {
+    pub fn keep_floors(&self, keep: impl Fn(PrefixUuid, Position) -> bool) -> Result<(), SlotError> {
         let mut inner = self.0.lock();
-        if inner.record.floors.keys().all(|p| keep(*p)) {
+        if inner.record.floors.iter().all(|(prefix, floor)| keep(*prefix, *floor)) {
             return Ok(());
         }
         let mut next = inner.record.clone();
-        next.floors.retain(|p, _| keep(*p));
+        next.floors.retain(|prefix, floor| keep(*prefix, *floor));
         inner.store(next, false)
     }
 

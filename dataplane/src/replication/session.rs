@@ -304,12 +304,17 @@ impl Live {
                 Ok(())
             }
             Effect::Missed { prefix, miss } => {
-                tracing::warn!(%prefix, ?miss, "refuse a batch of the upstream");
+                if miss == Miss::NewerEpoch {
+                    tracing::debug!(%prefix, "leave a batch of the upstream's new reign to the next session");
+                } else {
+                    tracing::warn!(%prefix, ?miss, "refuse a batch of the upstream");
+                }
                 let stats = &self.ctx().stats;
                 match miss {
                     Miss::Gap => stats.gaps.inc(),
                     Miss::Crc => stats.crc_errors.inc(),
                     Miss::Malformed => stats.malformed.inc(),
+                    Miss::NewerEpoch => {}
                 }
                 Ok(())
             }

@@ -14,6 +14,10 @@ use super::message::ConnId;
 pub(super) const OUTPUT_PAUSE: usize = 1 << 20;
 /// Replies that wait for other loops or for replicas, from which on nothing more of it is executed.
 pub(super) const HOLES_MAX: usize = 4 << 10;
+/// Replies that a new connection may have open at other loops.
+const HOLES_FIRST: usize = 8;
+/// What the open replies of a connection may come to, by the size of its latest ones.
+const HOLES_BYTES: usize = 8 << 20;
 /// A reply of several parts that would be larger is refused.
 pub(super) const REPLY_MAX: usize = 512 << 20;
 
@@ -55,6 +59,12 @@ pub(super) struct Output {
     holes: usize,
     /// Bytes in the segments that are followed by a hole.
     enclosed: usize,
+    /// Bytes in filled parts of holes.
+    filled: usize,
+    /// Holes that may be open, apart from what large replies allow: grows as replies come back.
+    allowed: usize,
+    /// Size of the larger ones of the latest replies from other loops.
+    reply_size: usize,
 }
 
 /// Says that replies go to the bytes that may go out, not to a segment.
@@ -106,6 +116,9 @@ impl Output {
         if place.is_empty() {
             place.extend_from_slice(bytes);
             hole.left -= 1;
+            self.filled += bytes.len();
+            self.allowed = (self.allowed + 1).min(HOLES_MAX);
+            self.reply_size = bytes.len().max(self.reply_size - self.reply_size / 8);
         }
         while let Some(front) = self.later.front_mut() {
             match front {
@@ -115,6 +128,7 @@ impl Output {
                 }
                 Segment::Hole(hole) if hole.left > 0 => return,
                 Segment::Hole(hole) => {
+                    self.filled = self.filled.saturating_sub(hole.parts.iter().map(Vec::len).sum());
                     merge(hole, &mut self.ready);
                     self.holes -= 1;
                 }
@@ -129,10 +143,17 @@ impl Output {
         self.holes
     }
 
+    /// Whether one more reply may be left open. How large replies are is known only once they come, so a connection begins
+    /// with few and may have more as long as they are small.
+    pub(super) fn may_wait(&self) -> bool {
+        let by_size = HOLES_BYTES / self.reply_size.max(1);
+        self.holes < (HOLES_FIRST + self.allowed).min(by_size).clamp(1, HOLES_MAX)
+    }
+
     /// Bytes that wait, for the client to read or for a hole to be filled.
     pub(super) fn waiting(&self) -> usize {
         let last = if let Some(Segment::Bytes(bytes)) = self.later.back() { bytes.len() } else { 0 };
-        self.unsent().len() + self.enclosed + last
+        self.unsent().len() + self.enclosed + self.filled + last
     }
 
     /// Bytes that may go out.
@@ -228,7 +249,7 @@ pub(super) struct Session {
 impl Session {
     /// Whether more of its input may be executed.
     pub(super) fn may_run(&self) -> bool {
-        self.pause == Pause::None && self.output.holes() < HOLES_MAX && self.output.waiting() < OUTPUT_PAUSE
+        self.pause == Pause::None && self.output.may_wait() && self.output.waiting() < OUTPUT_PAUSE
     }
 }
 

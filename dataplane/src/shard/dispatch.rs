@@ -51,6 +51,11 @@ pub(super) struct Dispatcher {
     parser: Parser,
 }
 
+/// Whether it would answer from data; writes are refused by role.
+fn reads_data(kind: CommandKind) -> bool {
+    (kind.spec().first_key != 0 && !kind.spec().writes()) || matches!(kind, CommandKind::Scan | CommandKind::DbSize)
+}
+
 impl Dispatcher {
     pub(super) fn new(exec: Executor) -> Self {
         let loops = exec.shared.inboxes.len();
@@ -101,6 +106,9 @@ impl Dispatcher {
         args: &Args<'_>,
         raw: &[u8],
     ) -> Step {
+        if self.exec.shared.store.is_loading() && reads_data(kind) {
+            return self.refuse(session, &Refusal::LoadingStore);
+        }
         match *command {
             Command::MGet(keys) => self.many(session, kind, command, &keys, 1, raw),
             Command::Exists(keys) => self.many(session, kind, command, &keys, 1, raw),

@@ -156,7 +156,9 @@ fn count_all(shared: &Shared, now_ms: u64, seen: &mut Seen) -> Result<u64, Strin
     let mut total = 0;
     let mut counted = 0;
     for prefix in shared.store.prefixes().by_name.values() {
-        let Some(copy) = prefix.copy() else { continue };
+        let Some(copy) = prefix.copy() else {
+            return Err(format!("LOADING prefix '{}' is being loaded on this member", prefix.name));
+        };
         let (mut here, mut looked_at, mut whole) = (0, 0, true);
         if counted < COUNTED_TOTAL_MAX && copy.db.estimated_keys() <= COUNTED_MAX * 2 {
             let snapshot = copy.db.snapshot();

@@ -44,6 +44,12 @@ pub enum CatalogueError {
     /// A record can't be read.
     #[error("read catalogue record: {0}")]
     Malformed(String),
+    /// It can't be dropped.
+    #[error("drop prefix {0}: there is none of this name")]
+    NoPrefix(PrefixName),
+    /// Too many creations and drops wait.
+    #[error("drop prefix: too many changes are waiting, try again")]
+    Busy,
     /// Writing was refused.
     #[error("write catalogue: {0}")]
     Commit(#[from] CommitError),
@@ -57,7 +63,11 @@ impl CatalogueError {
             Self::Engine { cause, .. } | Self::Commit(CommitError::Engine(cause)) => {
                 cause.severity() == Severity::Fatal
             }
-            Self::Layout(_) | Self::Malformed(_) | Self::Commit(CommitError::NotPrimary | CommitError::Closed) => false,
+            Self::Layout(_)
+            | Self::Malformed(_)
+            | Self::NoPrefix(_)
+            | Self::Busy
+            | Self::Commit(CommitError::NotPrimary | CommitError::Closed) => false,
         }
     }
 }
@@ -142,6 +152,7 @@ impl Catalogue {
     pub fn open_all(&self) -> Result<bool, CatalogueError> {
         let (name, uuid) = (PrefixName::catalogue(), self.uuid());
         if self.layout.current(&name, uuid)?.is_none() {
+            self.store.set_loading(true);
             return Ok(false);
         }
         let catalogue = self.add(name, uuid);
@@ -164,6 +175,7 @@ impl Catalogue {
         if catalogue.copy().is_none() {
             self.create_copy(&catalogue)?;
         }
+        self.store.set_loading(false);
         Ok(catalogue)
     }
 
@@ -199,7 +211,7 @@ impl Catalogue {
         if let Err(TrySendError::Full(Job::Drop { reply, .. }) | TrySendError::Disconnected(Job::Drop { reply, .. })) =
             self.jobs.try_send(Job::Drop { name, reply })
         {
-            reply(Err(CatalogueError::Malformed("too many changes are waiting, try again".into())));
+            reply(Err(CatalogueError::Busy));
         }
     }
 
@@ -283,7 +295,7 @@ impl Catalogue {
     }
 
     fn drop_now(&self, name: &PrefixName) -> Result<(PrefixUuid, Position), CatalogueError> {
-        let missing = || CatalogueError::Malformed(format!("there is no prefix {name}"));
+        let missing = || CatalogueError::NoPrefix(name.clone());
         let prefix = self.store.prefix(name.as_str().as_bytes()).ok_or_else(missing)?;
         let catalogue = self.store.prefix_by_uuid(self.uuid()).ok_or(CommitError::Closed)?;
         let mut builder = BatchBuilder::new();
@@ -369,6 +381,7 @@ impl Catalogue {
                 Change::Dropped(name, uuid) => self.detach(&name, uuid)?,
             }
         }
+        self.store.set_loading(false);
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ pub mod ring;
 pub mod signal;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -120,6 +120,8 @@ pub struct Store {
     pub(crate) reigning: Mutex<()>,
     loops: OnceLock<Vec<Arc<dyn Wake>>>,
     creator: OnceLock<Arc<dyn Creator>>,
+    /// The catalogue is not here yet, so nobody knows which prefixes there are.
+    loading: AtomicBool,
     /// `clock::boot_ms` when something was last heard from the primary; 0 = never.
     heard_primary_ms: AtomicU64,
     /// Tells the member's shell that a report is due.
@@ -149,6 +151,7 @@ impl Store {
             reigning: Mutex::new(()),
             loops: OnceLock::new(),
             creator: OnceLock::new(),
+            loading: AtomicBool::new(false),
             heard_primary_ms: AtomicU64::new(0),
             changed: tokio::sync::watch::channel(0).0,
         }
@@ -258,6 +261,19 @@ impl Store {
     #[must_use]
     pub fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Says whether the catalogue is still to come; an unknown prefix means "wait" then and not "there is none".
+    pub fn set_loading(&self, loading: bool) {
+        if self.loading.swap(loading, Ordering::AcqRel) != loading {
+            self.bump();
+        }
+    }
+
+    /// Whether the catalogue is still to come.
+    #[must_use]
+    pub fn is_loading(&self) -> bool {
+        self.loading.load(Ordering::Acquire)
     }
 
     /// Something came from the primary just now.

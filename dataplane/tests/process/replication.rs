@@ -195,7 +195,8 @@ async fn a_stranger_is_not_followed() {
     assert!(!b.report().await.upstream_connected);
 }
 
-fn find(dir: &std::path::Path, ending: &str) -> Vec<std::path::PathBuf> {
+/// Files below `dir` whose names end so.
+pub fn find(dir: &std::path::Path, ending: &str) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -13,6 +13,10 @@ async fn a_blank_member_waits_for_orders_and_is_not_ready() {
     assert!(node.http("/healthz").unwrap().0);
     let error = redis::cmd("SET").arg("k").arg("v").query::<()>(&mut node.redis()).unwrap_err();
     assert_eq!(error.code(), Some("READONLY"), "{error}");
+    for read in [vec!["GET", "k"], vec!["EXISTS", "k"], vec!["DBSIZE"], vec!["SCAN", "0"]] {
+        let error = redis::cmd(read[0]).arg(&read[1..]).query::<redis::Value>(&mut node.redis()).unwrap_err();
+        assert!(error.to_string().contains("catalogue"), "{read:?}: {error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,4 +173,31 @@ async fn too_many_restarts_park_the_member_until_a_person_has_looked() {
     let report = node.report().await;
     assert_ne!(report.phase(), parovoz_proto::v1::MemberPhase::Parked);
     assert_eq!(crate::node::positions(&report)["p"].1, 11, "the data is as it was");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_log_is_told_of_and_the_member_does_not_lead_with_what_is_left() {
+    let mut node = Node::start("a");
+    store_of(&node, &[]).await;
+    fill(&node, "p", 0, 6000, 1000);
+    let uuid = node.report().await.prefixes.iter().find(|p| p.name == "p").unwrap().prefix_uuid.clone();
+    let noted = node.data().join("watermarks");
+    within("the durable position is noted", async || {
+        let text = std::fs::read_to_string(&noted).ok()?;
+        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+        (json["marks"][&uuid]["sequence"] == 6001).then_some(())
+    })
+    .await;
+    node.kill();
+    let mut logs = crate::replication::find(&node.data().join("prefixes").join(format!("p-{uuid}")), ".log");
+    logs.sort_by_key(|l| l.metadata().unwrap().len());
+    let log = std::fs::File::options().write(true).open(logs.last().unwrap()).unwrap();
+    log.write_all_at(&[0x55; 60], 2 << 20).unwrap();
+    node.spawn();
+    let report = node.report().await;
+    assert!(!report.complete);
+    assert!(report.reason.contains("was once at 1/6001"), "{}", report.reason);
+    assert!(node.log().contains("its log is damaged"));
+    let refused = promote(&node, &reign(2, &[&node]).await).await.unwrap_err();
+    assert!(refused.message().contains("not complete"), "{refused}");
 }

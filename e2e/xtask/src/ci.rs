@@ -8,7 +8,7 @@ use crate::cluster;
 use crate::demo;
 use crate::e2e::{self, Counts};
 use crate::error::{Context, Error, Result};
-use crate::exec::run;
+use crate::exec::{cargo, without_cargo_run};
 use crate::generate;
 use crate::packages::{self, Need};
 use crate::paths;
@@ -50,7 +50,7 @@ fn timed<T>(ui: &Ui, times: &mut Times, stage: &'static str, work: impl FnOnce()
 
 fn stages(ui: &Ui, counts: &mut Counts, times: &mut Times) -> Result<()> {
     let root = paths::cluster();
-    let cargo = |words: &str| run("cargo").dir(&paths::repository()).words(words);
+    let cargo = |words: &str| cargo().dir(&paths::repository()).words(words);
     timed(ui, times, "format", || cargo("fmt --all --check").shown())?;
     timed(ui, times, "clippy", || cargo("clippy --release --locked --workspace --all-targets -- -D warnings").shown())?;
     timed(ui, times, "unit and integration tests", || cargo_test(counts))?;
@@ -73,7 +73,9 @@ fn stages(ui: &Ui, counts: &mut Counts, times: &mut Times) -> Result<()> {
 /// Runs all cargo tests, shows what they print, and adds up what they report.
 fn cargo_test(counts: &mut Counts) -> Result<()> {
     let action = || "run cargo test".to_owned();
-    let mut child = Command::new("cargo")
+    let mut command = Command::new("cargo");
+    without_cargo_run(&mut command);
+    let mut child = command
         .current_dir(paths::repository())
         .args(["test", "--release", "--locked", "--workspace", "--no-fail-fast"])
         .stdin(Stdio::null())

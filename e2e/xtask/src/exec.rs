@@ -24,6 +24,24 @@ pub fn run(program: impl AsRef<OsStr>) -> Run {
     Run { command: Command::new(program), shown, input: None }
 }
 
+/// Cargo, as if it were called from a shell: see [`without_cargo_run`].
+pub fn cargo() -> Run {
+    let mut cargo = run("cargo");
+    without_cargo_run(&mut cargo.command);
+    cargo
+}
+
+/// Takes away what `cargo run` told this process of itself. Build scripts of some dependencies ask for these variables, so
+/// that cargo would compile them, and all that depends on them, anew for each caller.
+pub fn without_cargo_run(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || name == "LD_LIBRARY_PATH" {
+            command.env_remove(name.as_ref());
+        }
+    }
+}
+
 impl Run {
     /// Adds one argument.
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {

@@ -85,6 +85,8 @@ pub enum Miss {
     Crc,
     /// Its header, count, epoch or parts do not fit.
     Malformed,
+    /// It is of a reign that began at the upstream after this session did: the next session brings it.
+    NewerEpoch,
 }
 
 /// A whole, checked batch.

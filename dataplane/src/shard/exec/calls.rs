@@ -136,7 +136,9 @@ impl Executor {
     pub(super) fn call_error(&self, refusal: Refusal) -> CallError {
         match refusal {
             Refusal::ReadOnly(_) => CallError::NotPrimary(self.primary_client()),
-            Refusal::Loading(_) | Refusal::NotServed(_) => CallError::Unavailable(refusal.to_string()),
+            Refusal::Loading(_) | Refusal::LoadingStore | Refusal::NotServed(_) => {
+                CallError::Unavailable(refusal.to_string())
+            }
             Refusal::LongKey { len, limit } => CallError::BadKey(format!("key is {len} bytes, the limit is {limit}")),
             Refusal::LongValue { len, limit } => {
                 CallError::Limit(format!("value is {len} bytes, the limit is {limit}"))

@@ -39,6 +39,8 @@ pub(super) enum Refusal {
     ReadOnly(String),
     #[error("LOADING prefix '{0}' is being loaded on this member")]
     Loading(PrefixName),
+    #[error("LOADING this member has not loaded the store's catalogue yet")]
+    LoadingStore,
     #[error("TRYAGAIN prefix '{0}' is not served by this member at the moment")]
     NotServed(String),
     #[error("ERR key is {len} bytes, the limit is {limit}")]

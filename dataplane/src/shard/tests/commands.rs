@@ -163,7 +163,6 @@ fn limits_are_refused_with_clear_errors_and_nothing_else_is_lost() {
     let c = &mut rig.redis();
     let long = "k".repeat(8193);
     assert!(error(c, &format!("SET a:{long} v")).contains("key is 8193 bytes, the limit is 8192"));
-    assert!(error(c, &format!("GET a:{long}")).is_empty() || error(c, &format!("SET a:{long} v")).contains("limit"));
     let () = c.set(format!("a:{}", &long[1..]), "v").unwrap();
     let huge = vec![b'x'; (16 << 20) + 1];
     let e = c.set::<_, _, ()>("a:huge", &huge).unwrap_err();

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::cluster::containers::{buildah, export, file_digest, hex, prune};
 use crate::error::{Context, Error, Result, make_dir, read, write};
-use crate::exec::run;
+use crate::exec::{cargo, run};
 use crate::packages::{self, Need};
 use crate::paths;
 use crate::ui::Ui;
@@ -89,7 +89,7 @@ pub fn binaries(ui: &Ui) -> Result<Vec<PathBuf>> {
     ui.line("...    build the binaries (RocksDB takes 10 minutes the first time)");
     ui.step("build the binaries", |_| {
         let packages = PARTS.map(|part| format!("parovoz-{part}"));
-        let mut cargo = run("cargo")
+        let mut cargo = cargo()
             .dir(&paths::repository())
             .words("build --release --locked --message-format=json-render-diagnostics");
         for package in &packages {
