@@ -16,9 +16,10 @@ use tonic::{Request, Response, Status};
 
 use crate::logging::LogControl;
 use crate::member::following::Following;
-use crate::member::report::{Reporter, position};
+use crate::member::report::Reporter;
 use crate::member::{Member, MemberError};
 use crate::replication::ReplicationCtx;
+use crate::replication::wire::position_to;
 use crate::store::catalogue::Catalogue;
 use crate::store::{CreateError, Store};
 
@@ -179,7 +180,7 @@ impl Admin for AdminService {
             CreateError::Failed { .. } => Status::internal(e.to_string()),
         })?;
         let at = prefix.position_at(prefix.applied());
-        Ok(Response::new(v1::PrefixResponse { prefix_uuid: prefix.uuid.to_string(), position: Some(position(at)) }))
+        Ok(Response::new(v1::PrefixResponse { prefix_uuid: prefix.uuid.to_string(), position: Some(position_to(at)) }))
     }
 
     async fn drop_prefix(&self, request: Request<v1::PrefixRequest>) -> Result<Response<v1::PrefixResponse>, Status> {
@@ -190,7 +191,7 @@ impl Admin for AdminService {
             .await
             .map_err(|_| Status::unavailable("drop prefix: the member stops"))?
             .map_err(|e| Status::failed_precondition(e.to_string()))?;
-        Ok(Response::new(v1::PrefixResponse { prefix_uuid: uuid.to_string(), position: Some(position(at)) }))
+        Ok(Response::new(v1::PrefixResponse { prefix_uuid: uuid.to_string(), position: Some(position_to(at)) }))
     }
 
     async fn set_log_filter(

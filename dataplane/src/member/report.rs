@@ -1,23 +1,32 @@
 //! What a member tells the operator about itself.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parovoz_dataplane_core::types::{Mode, Position, PrefixUuid, Reign};
+use parovoz_dataplane_core::types::PrefixUuid;
 use parovoz_proto::v1;
 
 use super::Member;
 use crate::clock;
 use crate::disk::layout::Layout;
+use crate::replication::wire::{position_to, reign_to};
 use crate::store::Store;
 use crate::store::prefix::{Prefix, PrefixPhase};
 
+/// The stream from the upstream at one moment.
+#[derive(Debug, Default)]
+pub struct UpstreamView {
+    /// Whether it is up.
+    pub connected: bool,
+    /// How far the bootstraps that wait or are under way are.
+    pub bootstraps: HashMap<PrefixUuid, v1::BootstrapProgress>,
+}
+
 /// What replication knows besides the prefixes' own marks.
 pub trait ReplicationView: Send + Sync + std::fmt::Debug {
-    /// Whether the stream from the upstream is up.
-    fn upstream_connected(&self) -> bool;
-    /// How far the bootstrap of a prefix is; `None` if there is none.
-    fn bootstrap(&self, prefix: PrefixUuid) -> Option<v1::BootstrapProgress>;
+    /// What the stream from the upstream is doing.
+    fn upstream(&self) -> UpstreamView;
     /// The members that follow this primary.
     fn followers(&self) -> Vec<v1::FollowerReport>;
 }
@@ -37,29 +46,6 @@ pub struct Reporter {
     pub pod_name: String,
     /// Random for each start.
     pub process_id: String,
-}
-
-/// A position as it stands on the wire.
-#[must_use]
-pub fn position(p: Position) -> v1::Position {
-    v1::Position { epoch: p.epoch.0, sequence: p.sequence.0 }
-}
-
-/// A reign as it stands on the wire.
-#[must_use]
-pub fn reign(r: &Reign) -> v1::Reign {
-    v1::Reign {
-        epoch: r.epoch.0,
-        reign_id: r.reign_id.to_string(),
-        primary: r.primary.to_string(),
-        members: r.members.iter().map(ToString::to_string).collect(),
-        mode: match r.mode {
-            Mode::Async => v1::Mode::Async.into(),
-            Mode::Quorum => v1::Mode::Quorum.into(),
-        },
-        min_sync_replicas: r.min_sync_replicas,
-        lease_duration_ms: r.lease_duration_ms,
-    }
 }
 
 impl Reporter {
@@ -87,13 +73,14 @@ impl Reporter {
         let role = self.store.role();
         let record = self.member.record();
         let incomplete = self.member.incomplete();
-        let mut prefixes: Vec<_> = self.store.prefixes().by_uuid.values().map(|p| self.prefix(p)).collect();
+        let upstream = self.replication.upstream();
+        let mut prefixes: Vec<_> = self.store.prefixes().by_uuid.values().map(|p| self.prefix(p, &upstream)).collect();
         prefixes.sort_by(|a, b| a.name.cmp(&b.name));
         let (free, total) = self.layout.space().unwrap_or_else(|error| {
             tracing::warn!(%error, "free space is not known");
             (0, 0)
         });
-        let phase = self.phase(&prefixes, incomplete.is_none());
+        let phase = self.phase(&prefixes, upstream.connected, incomplete.is_none());
         v1::MemberReport {
             store_uid: self.store.store_uid.to_string(),
             data_uuid: record.data_uuid.to_string(),
@@ -101,7 +88,7 @@ impl Reporter {
             process_id: self.process_id.clone(),
             role: if role.is_primary { v1::MemberRole::Primary } else { v1::MemberRole::Replica }.into(),
             phase: phase.into(),
-            reign: record.promised.as_ref().map(reign),
+            reign: record.promised.as_ref().map(reign_to),
             started_epoch: record.started.0,
             prefixes,
             followers: if role.is_primary { self.replication.followers() } else { Vec::new() },
@@ -112,7 +99,7 @@ impl Reporter {
                 .map(|u| u.to_string())
                 .unwrap_or_default(),
             upstream_address: role.upstream.as_ref().map(|u| u.replication.clone()).unwrap_or_default(),
-            upstream_connected: self.replication.upstream_connected(),
+            upstream_connected: upstream.connected,
             disk_free_bytes: free,
             disk_total_bytes: total,
             complete: incomplete.is_none(),
@@ -125,7 +112,7 @@ impl Reporter {
         }
     }
 
-    fn phase(&self, prefixes: &[v1::PrefixReport], complete: bool) -> v1::MemberPhase {
+    fn phase(&self, prefixes: &[v1::PrefixReport], connected: bool, complete: bool) -> v1::MemberPhase {
         let role = self.store.role();
         if role.is_primary {
             return v1::MemberPhase::Serving;
@@ -139,7 +126,7 @@ impl Reporter {
         if prefixes.iter().any(|p| p.state() == v1::PrefixState::Bootstrapping) {
             return v1::MemberPhase::Bootstrapping;
         }
-        if !self.replication.upstream_connected() {
+        if !connected {
             return v1::MemberPhase::Waiting;
         }
         let warning = self.store.settings.load().lag_warning_sequences;
@@ -151,7 +138,7 @@ impl Reporter {
         if close && complete { v1::MemberPhase::Streaming } else { v1::MemberPhase::CatchingUp }
     }
 
-    fn prefix(&self, prefix: &Prefix) -> v1::PrefixReport {
+    fn prefix(&self, prefix: &Prefix, upstream: &UpstreamView) -> v1::PrefixReport {
         let (state, reason) = match prefix.phase() {
             PrefixPhase::Open => (v1::PrefixState::Open, String::new()),
             PrefixPhase::Bootstrapping => (v1::PrefixState::Bootstrapping, String::new()),
@@ -159,7 +146,7 @@ impl Reporter {
             PrefixPhase::Stopped { reason } => (v1::PrefixState::Stopped, reason),
             PrefixPhase::Serving => (v1::PrefixState::Serving, String::new()),
         };
-        let mark = |sequence| Some(position(prefix.position_at(sequence)));
+        let mark = |sequence| Some(position_to(prefix.position_at(sequence)));
         v1::PrefixReport {
             name: prefix.name.to_string(),
             prefix_uuid: prefix.uuid.to_string(),
@@ -167,8 +154,8 @@ impl Reporter {
             received: mark(prefix.received()),
             applied: mark(prefix.applied()),
             durable: mark(prefix.durable()),
-            upstream_latest: Some(position(prefix.upstream_latest())),
-            bootstrap: self.replication.bootstrap(prefix.uuid),
+            upstream_latest: Some(position_to(prefix.upstream_latest())),
+            bootstrap: upstream.bootstraps.get(&prefix.uuid).cloned(),
             reason,
             oldest_wal_sequence: prefix.copy().and_then(|c| c.db.oldest_in_wal().ok()).map_or(0, |s| s.0),
             system: prefix.name.is_catalogue(),

@@ -11,8 +11,8 @@ use crate::http::Health;
 use crate::http::metrics::{MemberCollector, registry};
 use crate::http::traffic::TrafficCollector;
 use crate::member::following::Following;
-use crate::member::report::{ReplicationView, Reporter};
-use crate::replication::ReplicationCtx;
+use crate::member::report::{ReplicationView, Reporter, UpstreamView};
+use crate::replication::{BootstrapProgress, ReplicationCtx};
 use crate::shard::{FollowerCount, ShardsHandle};
 
 /// See the module.
@@ -39,20 +39,20 @@ pub fn follower_reports(ctx: &ReplicationCtx) -> Vec<v1::FollowerReport> {
 }
 
 impl ReplicationView for View {
-    fn upstream_connected(&self) -> bool {
-        self.follower.status().connected()
-    }
-
-    fn bootstrap(&self, prefix: PrefixUuid) -> Option<v1::BootstrapProgress> {
+    fn upstream(&self) -> UpstreamView {
         let status = self.follower.status();
-        status.bootstraps.get(&prefix).map(|p| v1::BootstrapProgress {
+        let on_wire = |p: &BootstrapProgress| v1::BootstrapProgress {
             method: "Snapshot".to_owned(),
             bytes_done: p.bytes_done,
             bytes_total: p.bytes_total,
             bytes_per_second: p.bytes_per_second,
             eta_seconds: p.eta_seconds,
             attempts: p.attempts,
-        })
+        };
+        UpstreamView {
+            connected: status.connected(),
+            bootstraps: status.bootstraps.iter().map(|(prefix, p)| (*prefix, on_wire(p))).collect(),
+        }
     }
 
     fn followers(&self) -> Vec<v1::FollowerReport> {

@@ -27,7 +27,9 @@ impl From<WireError> for tonic::Status {
     }
 }
 
-pub(super) fn position_to(p: Position) -> v1::Position {
+/// A position as it goes over the wire.
+#[must_use]
+pub fn position_to(p: Position) -> v1::Position {
     v1::Position { epoch: p.epoch.0, sequence: p.sequence.0 }
 }
 

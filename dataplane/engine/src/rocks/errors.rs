@@ -10,30 +10,11 @@ use crate::EngineError;
 
 /// An error of a write, a sync or a flush: what is in memory and on disk may differ, unless it was only busy.
 pub(super) fn write_error(action: &str, error: Error) -> EngineError {
-    let kind = error.kind();
-    let cause = error.into_string();
-    let action = action.to_owned();
-    if is_no_space(&cause) {
-        return EngineError::NoSpace { action };
-    }
-    match kind {
-        // The batch was checked before: this is what a background job found and RocksDB now answers to every write.
-        ErrorKind::Corruption => EngineError::Corruption { action, cause },
-        // Refused before anything was written.
-        ErrorKind::Busy | ErrorKind::TimedOut | ErrorKind::TryAgain | ErrorKind::Incomplete => {
-            EngineError::Busy { action, cause }
-        }
-        ErrorKind::NotFound
-        | ErrorKind::NotSupported
-        | ErrorKind::InvalidArgument
-        | ErrorKind::IOError
-        | ErrorKind::MergeInProgress
-        | ErrorKind::ShutdownInProgress
-        | ErrorKind::Aborted
-        | ErrorKind::Expired
-        | ErrorKind::CompactionTooLarge
-        | ErrorKind::ColumnFamilyDropped
-        | ErrorKind::Unknown => EngineError::WriteFailed { action, cause },
+    // Corruption: the batch was checked before, so this is what a background job found and RocksDB now answers to every
+    // write. Busy: refused before anything was written.
+    match other_error(action, error) {
+        EngineError::Io { action, cause } => EngineError::WriteFailed { action, cause },
+        known => known,
     }
 }
 
