@@ -21,6 +21,13 @@ pub fn test(ui: &Ui) -> Result<String> {
     let mut counts = Counts::default();
     let mut times = Vec::new();
     let outcome = stages(ui, &mut counts, &mut times);
+    if outcome.is_err() || counts.failed > 0 {
+        let kept = e2e::failures().join("cluster-logs");
+        match cluster::keep_logs(&paths::cluster(), &kept) {
+            Ok(()) => ui.line(&format!("the logs of the cluster's programs are in {}", kept.display())),
+            Err(e) => ui.line(&e.to_string()),
+        }
+    }
     let begun = Instant::now();
     let down = cluster::down(ui, &paths::cluster());
     times.push(("cluster down", begun.elapsed()));
@@ -78,6 +85,8 @@ fn cargo_test(counts: &mut Counts) -> Result<()> {
     let mut child = command
         .current_dir(paths::repository())
         .args(["test", "--release", "--locked", "--workspace", "--no-fail-fast"])
+        // Else snapshots are looked for where the test was compiled, which may be another checkout.
+        .env("INSTA_WORKSPACE_ROOT", paths::repository())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

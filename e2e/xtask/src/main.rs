@@ -1,5 +1,6 @@
 //! `cargo xtask`: set-up, the local cluster, images, generated files, the demonstration and every test.
 
+mod bench;
 mod ci;
 mod cluster;
 mod demo;
@@ -69,8 +70,17 @@ enum Command {
         /// Only those whose name contains this.
         filter: Option<String>,
     },
+    /// Benchmarks: our figures beside a reference in the same run.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Everything that CI runs, on a cluster of its own.
     Test,
+}
+
+#[derive(Subcommand)]
+enum BenchCommand {
+    /// The Redis port, with one replica attached, beside Redis itself.
+    Redis(bench::Options),
 }
 
 #[derive(Args)]
@@ -156,6 +166,7 @@ fn dispatch(ui: &Ui, command: Command) -> Result<Option<String>> {
             let line = format!("e2e: {counts} in {}", seconds(ui.elapsed()));
             if counts.failed + counts.skipped == 0 { Ok(Some(line)) } else { Err(error::Error::Failed(line)) }
         }
+        Command::Bench(BenchCommand::Redis(options)) => bench::run(ui, &options).map(Some),
         Command::Test => ci::test(ui).map(Some),
     }
 }

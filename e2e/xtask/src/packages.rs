@@ -25,6 +25,8 @@ pub enum Need {
     Image,
     /// Redis clients, unmodified.
     Clients,
+    /// Redis and its load generator, as a reference.
+    Bench,
     /// The package index that the demonstration loads.
     Index,
 }
@@ -49,6 +51,7 @@ const IMAGE: &[Package] = &[
 ];
 const CLIENTS: &[Package] =
     &[package("redis-tools", "redis-cli"), package("python3-redis", "/usr/lib/python3/dist-packages/redis")];
+const BENCH: &[Package] = &[package("redis-server", "redis-server"), package("redis-tools", "redis-benchmark")];
 const INDEX: &[Package] = &[package("apt", "apt-cache")];
 
 /// Makes sure that the packages of `needs` are installed.

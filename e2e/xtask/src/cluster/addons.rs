@@ -7,7 +7,7 @@ use serde_json::json;
 use super::containers::{BUSYBOX_IMAGE, coredns_image, provisioner_image};
 use super::layout::{DNS_ADDRESS, Layout, STORAGE_CLASS, nodes};
 use crate::error::Result;
-use crate::kube::{Kube, items, text};
+use crate::kube::Kube;
 
 const LIMIT: Duration = Duration::from_secs(150);
 
@@ -24,27 +24,6 @@ pub fn ensure(kube: &Kube, layout: &Layout, count: u8) -> Result<()> {
         .replace("@HELPER@", BUSYBOX_IMAGE)
         .replace("@PROVISIONER@", &provisioner_image());
     kube.apply(&volumes)
-}
-
-/// Waits until all nodes are ready.
-pub fn await_nodes(kube: &Kube, count: u8) -> Result<()> {
-    kube.until("all nodes to be ready", LIMIT, "get nodes", |list| {
-        let ready = ready_nodes(list);
-        if ready.len() >= usize::from(count) { Ok(()) } else { Err(format!("ready: {}", ready.join(" "))) }
-    })
-}
-
-/// The names of the nodes of a list that are ready.
-pub fn ready_nodes(list: &serde_json::Value) -> Vec<String> {
-    items(list, "/items")
-        .iter()
-        .filter(|node| {
-            items(node, "/status/conditions")
-                .iter()
-                .any(|c| text(c, "/type") == "Ready" && text(c, "/status") == "True")
-        })
-        .map(|node| text(node, "/metadata/name").to_owned())
-        .collect()
 }
 
 /// Waits until both serve.

@@ -9,6 +9,7 @@ mod net;
 mod node;
 mod pki;
 mod process;
+mod readiness;
 mod status;
 pub mod tools;
 
@@ -50,13 +51,11 @@ pub fn up(ui: &Ui, root: &Path, count: u8) -> Result<Kube> {
             for thread in starts.into_iter().chain([plane]) {
                 thread.join().map_err(|_| Error::failed("start the cluster: a thread panicked"))??;
             }
-            Ok::<(), Error>(())
-        })?;
-        step.note("kubelets");
-        nodes(count).try_for_each(|n| node::await_kubelet(&layout, n))
+            Ok(())
+        })
     })?;
     ui.step("install name server and volumes", |_| addons::ensure(&kube, &layout, count))?;
-    ui.step("await the nodes", |_| addons::await_nodes(&kube, count))?;
+    ui.step("await the nodes", |_| readiness::await_nodes(ui, &kube, &layout, &tools, &images, count))?;
     ui.step("await name server and volumes", |_| addons::await_ready(&kube))?;
     Ok(kube)
 }
@@ -119,6 +118,20 @@ pub fn load(ui: &Ui, root: &Path, archive: &Path) -> Result<()> {
                 .try_for_each(|t| t.join().map_err(|_| Error::failed("load an image: a thread panicked"))?)
         })
     })
+}
+
+/// Keeps the logs of the cluster's programs below `to`, which is emptied first; nothing to keep is no error.
+pub fn keep_logs(root: &Path, to: &Path) -> Result<()> {
+    let logs = Layout::new(root)?.root.join("log");
+    if to.exists() {
+        std::fs::remove_dir_all(to).doing(|| format!("remove {}", to.display()))?;
+    }
+    let Ok(entries) = std::fs::read_dir(&logs) else { return Ok(()) };
+    make_dir(to)?;
+    for entry in entries.flatten() {
+        std::fs::copy(entry.path(), to.join(entry.file_name())).doing(|| format!("copy {}", entry.path().display()))?;
+    }
+    Ok(())
 }
 
 /// How to use the cluster, for the end of a command.

@@ -88,14 +88,6 @@ pub fn ensure(layout: &Layout, tools: &Tools, node: Node, images: &[PathBuf]) ->
     Ok(())
 }
 
-/// Waits until the kubelet answers, so that a setting it refuses is reported with its log.
-pub fn await_kubelet(layout: &Layout, node: Node) -> Result<()> {
-    let address = format!("{}:10250", node.address());
-    process::await_ready(layout, &format!("{}-kubelet", node.name()), Duration::from_secs(90), || {
-        address.parse().is_ok_and(|a| std::net::TcpStream::connect_timeout(&a, Duration::from_secs(1)).is_ok())
-    })
-}
-
 fn containerd_config(layout: &Layout, node: Node) -> String {
     let dir = layout.node(node);
     let dir = dir.display();

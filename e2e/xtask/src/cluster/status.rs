@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::addons::ready_nodes;
 use super::layout::{Layout, nodes};
 use super::process;
+use super::readiness::ready_nodes;
 use crate::error::{Error, Result};
 use crate::kube::{Kube, items, text};
 
