@@ -7,6 +7,7 @@
 //! maps it, and nothing above this crate sees another number.
 
 pub mod memory;
+#[cfg(feature = "rocks")]
 pub mod rocks;
 
 mod checked;
