@@ -8,8 +8,10 @@
 #![warn(missing_docs)]
 
 pub mod build;
+pub mod mutant;
 pub mod names;
 pub mod observed;
 pub mod plan;
+pub mod quorum;
 pub mod settings;
 pub mod status;
