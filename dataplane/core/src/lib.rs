@@ -7,7 +7,10 @@
 //! * [`resp`] and [`command`]: the Redis protocol and its commands, from bytes to typed requests and back.
 //! * [`follower`]: what a follower does with what its upstream sends.
 //! * [`acks`]: who has what, on the primary.
-//! * [`member`]: roles, promises and orders of one member.
+//! * [`member`]: promises, seals and orders of one member.
+//! * [`vote`], [`lease`], [`joining`]: what a copy votes, how long a primary may serve, how a reign begins.
+//! * [`role`]: a member as a whole, events in, effects out.
+//! * [`mutant`]: planted bugs for the simulator; nothing without its feature.
 //! * [`budget`]: credit, batch sizing and the restart budget.
 //!
 //! Invariant: everything here is a function of its arguments; time comes in as a value.
@@ -18,8 +21,13 @@ pub mod budget;
 pub mod command;
 pub mod follower;
 pub mod history;
+pub mod joining;
+pub mod lease;
 pub mod member;
+pub mod mutant;
 pub mod resp;
 pub mod retention;
+pub mod role;
 pub mod types;
 pub mod value;
+pub mod vote;

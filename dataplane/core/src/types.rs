@@ -243,6 +243,20 @@ impl Reign {
     pub fn to_ref(&self) -> ReignRef {
         ReignRef { epoch: self.epoch, reign_id: self.reign_id }
     }
+
+    /// W as it applies: replicas that must hold a write durably before it is acknowledged; 0 in Async.
+    #[must_use]
+    pub fn required(&self) -> u32 {
+        match self.mode {
+            Mode::Quorum => self.min_sync_replicas,
+            Mode::Async => 0,
+        }
+    }
+
+    /// Every member but the primary.
+    pub fn replicas(&self) -> impl Iterator<Item = DataUuid> + '_ {
+        self.members.iter().copied().filter(|member| *member != self.primary)
+    }
 }
 
 /// Largest sizes that a request may have, in bytes. What is over is refused, never cut.

@@ -1,0 +1,127 @@
+//! What a member says of its copy of one prefix when a new reign is decided: where it ends, or that nobody can tell.
+//!
+//! A vote is a claim: "all that I ever acknowledged of this prefix is in this copy, and it ends here". A copy of which that
+//! may be untrue has no known vote; its floor says from which known vote of others on it changes nothing.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::types::{Position, PrefixUuid};
+
+/// The vote of one copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vote {
+    /// The copy's last record.
+    Known(Position),
+    /// The copy is being replaced, below its floor, damaged or missing.
+    Unknown {
+        /// Counts once a known vote is at or above this; `None` = nothing is known of it.
+        floor: Option<Position>,
+    },
+}
+
+/// One member's votes.
+pub type Votes = BTreeMap<PrefixUuid, Vote>;
+
+impl Vote {
+    /// The position, if it is known.
+    #[must_use]
+    pub fn known(self) -> Option<Position> {
+        match self {
+            Self::Known(position) => Some(position),
+            Self::Unknown { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Vote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(position) => position.fmt(f),
+            Self::Unknown { floor: Some(floor) } => write!(f, "unknown below {floor}"),
+            Self::Unknown { floor: None } => f.write_str("unknown"),
+        }
+    }
+}
+
+/// What a member has of a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyState {
+    /// Its creation is not applied here: nothing of it was ever acknowledged.
+    NotCreated,
+    /// The catalogue here lists it, and there is no database.
+    Missing,
+    /// Its copy is being replaced, from the order to do so until the new one is verified.
+    Replacing,
+    /// Its copy refused to be opened or read.
+    Damaged,
+    /// An open copy that ends at this position.
+    Open(Position),
+}
+
+/// The facts that a vote is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyFacts {
+    /// What there is.
+    pub state: CopyState,
+    /// Below this the copy neither acknowledges, votes nor serves as a source: where an earlier copy, or this one before it
+    /// lost the end of its log, had been.
+    pub floor: Option<Position>,
+}
+
+/// The vote of one copy.
+#[must_use]
+pub fn vote(facts: CopyFacts) -> Vote {
+    let unknown = Vote::Unknown { floor: facts.floor };
+    match facts.state {
+        CopyState::NotCreated if facts.floor.is_none() => Vote::Known(Position::ZERO),
+        CopyState::NotCreated | CopyState::Missing | CopyState::Replacing | CopyState::Damaged => unknown,
+        CopyState::Open(at) if is_below_floor(at, facts.floor) => unknown,
+        CopyState::Open(at) => Vote::Known(at),
+    }
+}
+
+/// Whether a copy that ends at `at` may not count yet.
+#[must_use]
+pub fn is_below_floor(at: Position, floor: Option<Position>) -> bool {
+    floor.is_some_and(|floor| at < floor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: Position = Position::new(3, 100);
+
+    fn of(state: CopyState, floor: Option<Position>) -> Vote {
+        vote(CopyFacts { state, floor })
+    }
+
+    #[test]
+    fn a_whole_copy_votes_where_it_ends() {
+        assert_eq!(of(CopyState::Open(AT), None), Vote::Known(AT));
+        assert_eq!(of(CopyState::Open(AT), Some(AT)), Vote::Known(AT));
+    }
+
+    #[test]
+    fn a_copy_below_its_floor_or_without_data_votes_unknown_and_names_the_floor() {
+        let floor = Some(Position::new(3, 101));
+        let unknown = Vote::Unknown { floor };
+        for state in [CopyState::Open(AT), CopyState::Missing, CopyState::Replacing, CopyState::Damaged] {
+            assert_eq!(of(state, floor), unknown, "{state:?}");
+        }
+        assert_eq!(of(CopyState::Missing, None), Vote::Unknown { floor: None });
+        let later_epoch = Some(Position::new(4, 1));
+        assert_eq!(of(CopyState::Open(AT), later_epoch), Vote::Unknown { floor: later_epoch });
+    }
+
+    #[test]
+    fn a_copy_under_replacement_never_votes_however_far_it_is() {
+        assert_eq!(of(CopyState::Replacing, None).known(), None);
+    }
+
+    #[test]
+    fn a_creation_that_was_not_applied_votes_zero() {
+        assert_eq!(of(CopyState::NotCreated, None), Vote::Known(Position::ZERO));
+    }
+}
