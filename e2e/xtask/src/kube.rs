@@ -37,6 +37,19 @@ impl Kube {
         run(&self.kubectl).arg("--kubeconfig").arg(&self.kubeconfig).words(text)
     }
 
+    /// Starts kubectl to read `path` of the API server for as long as it lasts; what it says is piped.
+    pub fn stream(&self, path: &str) -> Result<Child> {
+        Command::new(&self.kubectl)
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .args(["get", "--raw", path])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .doing(|| format!("start kubectl get --raw {path}"))
+    }
+
     /// helm with the words of `text`.
     pub fn helm(&self, text: &str) -> Run {
         run(&self.helm).env("KUBECONFIG", &self.kubeconfig).words(text)

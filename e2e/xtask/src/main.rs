@@ -7,6 +7,7 @@ mod demo;
 mod e2e;
 mod error;
 mod exec;
+mod faults;
 mod generate;
 mod image;
 mod install;
@@ -66,15 +67,24 @@ enum Command {
         clean: bool,
     },
     /// The end-to-end tests, on the local cluster.
+    #[command(args_conflicts_with_subcommands = true)]
     E2e {
         /// Only those whose name contains this.
         filter: Option<String>,
+        #[command(subcommand)]
+        command: Option<E2eCommand>,
     },
     /// Benchmarks: our figures beside a reference in the same run.
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Everything that CI runs, on a cluster of its own.
     Test,
+}
+
+#[derive(Subcommand)]
+enum E2eCommand {
+    /// Fault tests: processes, disks, nodes and operators fail under a load; every acknowledged write is looked for.
+    Faults(faults::Options),
 }
 
 #[derive(Subcommand)]
@@ -161,7 +171,11 @@ fn dispatch(ui: &Ui, command: Command) -> Result<Option<String>> {
         Command::Demo { kubeconfig, data, keep: _, clean } => {
             demo::run(ui, &demo::Options { kubeconfig, data, clean }).map(Some)
         }
-        Command::E2e { filter } => {
+        Command::E2e { command: Some(E2eCommand::Faults(options)), .. } => {
+            let found = faults::run(ui, &options)?;
+            faults::verdict(ui, &found).map(Some)
+        }
+        Command::E2e { filter, command: None } => {
             let counts = e2e::run(ui, filter.as_deref())?;
             let line = format!("e2e: {counts} in {}", seconds(ui.elapsed()));
             if counts.failed + counts.skipped == 0 { Ok(Some(line)) } else { Err(error::Error::Failed(line)) }

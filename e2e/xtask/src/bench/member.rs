@@ -144,11 +144,21 @@ async fn order(primary: &Member, replica: &Member) -> std::result::Result<(), Bo
         min_sync_replicas: 0,
         lease_duration_ms: LEASE_MS.into(),
     };
+    let seal = v1::SealRequest {
+        store_uid: STORE.to_owned(),
+        data_uuid: first.clone(),
+        reign: Some(v1::ReignRef { epoch: reign.epoch, reign_id: reign.reign_id.clone() }),
+        about: None,
+        evidence: v1::SealEvidence::Dead.into(),
+    };
+    primary.admin().await?.seal(seal).await?;
     let promote = v1::PromoteRequest {
         store_uid: STORE.to_owned(),
         data_uuid: first,
         reign: Some(reign.clone()),
         process_id: String::new(),
+        positions: Vec::new(),
+        first: true,
     };
     primary.admin().await?.promote(promote).await?;
     let follow = v1::FollowRequest {

@@ -8,7 +8,7 @@ pub mod layout;
 mod net;
 mod node;
 mod pki;
-mod process;
+pub mod process;
 mod readiness;
 mod status;
 pub mod tools;

@@ -8,13 +8,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
 
 use super::layout::Layout;
 use crate::error::{Context, Error, Result, make_dir, read, write};
 use crate::poll;
 
 /// A process as recorded: an id that was given to another process since has another start time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
     pid: i32,
     started: u64,
@@ -41,18 +42,21 @@ impl Recorded {
         if !self.runs() {
             return Ok(());
         }
-        if let Some(pid) = Pid::from_raw(self.pid) {
-            match kill_process(pid, Signal::KILL) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(e) => return Err(Error::Io { action: format!("end process {}", self.pid), source: e.into() }),
-            }
-        }
+        self.signal(Signal::KILL)?;
         poll::until(
             &format!("the end of process {}", self.pid),
             Duration::from_secs(20),
             Duration::from_millis(10),
             || poll::ready(!self.runs(), || "still there".into()),
         )
+    }
+
+    /// Sends it a signal, unless it has ended.
+    pub fn signal(self, signal: Signal) -> Result<()> {
+        match Pid::from_raw(self.pid).filter(|_| self.runs()).map(|pid| kill_process(pid, signal)) {
+            None | Some(Ok(()) | Err(rustix::io::Errno::SRCH)) => Ok(()),
+            Some(Err(e)) => Err(Error::Io { action: format!("signal process {}", self.pid), source: e.into() }),
+        }
     }
 
     /// The process id.

@@ -1,0 +1,193 @@
+//! What a load saw, and what follows from it: gaps, and counts over time.
+
+use std::time::Instant;
+
+use super::super::linear;
+
+/// Unique values go to so many prefixes in turn: a reign serves each on its own.
+pub const PREFIXES: usize = 4;
+
+/// How a write ended, as its client knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Acknowledged.
+    Acked,
+    /// Not answered: it may be there or not.
+    Unknown,
+}
+
+/// One write; times are microseconds since the load began.
+#[derive(Clone, Copy, Debug)]
+pub struct Write {
+    /// Its number on its connection.
+    pub n: u32,
+    /// When it was answered or given up.
+    pub ended: u64,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// The key of a write.
+pub fn key(tag: &str, connection: usize, n: u32) -> String {
+    format!("w{}:{tag}/{connection}/{n}", n as usize % PREFIXES)
+}
+
+/// Its value, which no other write has.
+pub fn value(tag: &str, connection: usize, n: u32) -> String {
+    format!("{tag}/{connection}/{n}{:.<40}", "")
+}
+
+/// The key of a register.
+pub fn register(tag: &str, index: u64) -> String {
+    format!("reg:{tag}/{index}")
+}
+
+/// What was done to a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// This value was written.
+    Write(u64),
+    /// This value was read; `None` = there was none.
+    Read(Option<u64>),
+}
+
+/// One operation on a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// Which one.
+    pub register: u64,
+    /// When it was sent.
+    pub begun: u64,
+    /// When it was answered; `None` = never.
+    pub ended: Option<u64>,
+    /// What it was.
+    pub access: Access,
+}
+
+/// What was seen of the registers.
+#[derive(Default)]
+pub struct Registers {
+    /// All that was or may have been done.
+    pub operations: Vec<Operation>,
+    /// Reads that brought no value, from when to when.
+    pub failed_reads: Vec<(u64, u64)>,
+    /// Reads that a replica answered, which promise less.
+    pub at_replicas: usize,
+}
+
+impl Registers {
+    /// Adds what another connection saw.
+    pub fn extend(&mut self, other: Self) {
+        self.operations.extend(other.operations);
+        self.failed_reads.extend(other.failed_reads);
+        self.at_replicas += other.at_replicas;
+    }
+
+    /// What is wrong with the reads, if anything is.
+    pub fn violation(&self) -> Option<String> {
+        let mut keys: Vec<u64> = self.operations.iter().map(|o| o.register).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys.into_iter().find_map(|key| {
+            let of_key: Vec<Operation> = self.operations.iter().filter(|o| o.register == key).copied().collect();
+            linear::violation(&of_key).map(|what| format!("register {key}: {what}"))
+        })
+    }
+}
+
+/// Everything that one load saw.
+pub struct History {
+    /// Of its keys.
+    pub tag: String,
+    /// The zero of its times.
+    pub begun: Instant,
+    /// By connection.
+    pub writes: Vec<Vec<Write>>,
+    /// The registers.
+    pub registers: Registers,
+}
+
+impl History {
+    /// Nothing seen yet.
+    pub fn new(tag: String, begun: Instant) -> Self {
+        Self { tag, begun, writes: Vec::new(), registers: Registers::default() }
+    }
+
+    /// Key and value of every write that ended so.
+    pub fn records(&self, outcome: Outcome) -> impl Iterator<Item = (String, String)> + '_ {
+        self.writes.iter().enumerate().flat_map(move |(connection, writes)| {
+            let of = move |w: &Write| (key(&self.tag, connection, w.n), value(&self.tag, connection, w.n));
+            writes.iter().filter(move |w| w.outcome == outcome).map(of)
+        })
+    }
+
+    /// Writes that ended so.
+    pub fn count(&self, outcome: Outcome) -> usize {
+        self.writes.iter().flatten().filter(|w| w.outcome == outcome).count()
+    }
+
+    /// The times of all acknowledgements, in order; of one prefix, or of all.
+    pub fn acknowledgements(&self, prefix: Option<usize>) -> Vec<u64> {
+        let of_prefix = |w: &&Write| prefix.is_none_or(|p| w.n as usize % PREFIXES == p);
+        let all = self.writes.iter().flatten().filter(|w| w.outcome == Outcome::Acked);
+        let mut times: Vec<u64> = all.filter(of_prefix).map(|w| w.ended).collect();
+        times.sort_unstable();
+        times
+    }
+
+    /// The longest time without an acknowledgement that ended after `from` and began before `until`, in milliseconds, in
+    /// the prefix that waited longest; with its beginning and end.
+    pub fn gap(&self, from: u64, until: u64) -> Gap {
+        (0..PREFIXES)
+            .map(|prefix| longest(&self.acknowledgements(Some(prefix)), from, until))
+            .max_by_key(|gap| gap.end - gap.begin)
+            .unwrap_or_default()
+    }
+}
+
+/// A time without acknowledgements, in microseconds since the load began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gap {
+    /// The last acknowledgement before it.
+    pub begin: u64,
+    /// The first one after it.
+    pub end: u64,
+}
+
+impl Gap {
+    /// Its length in milliseconds.
+    pub fn ms(self) -> f64 {
+        (self.end - self.begin) as f64 / 1000.0
+    }
+}
+
+/// The longest pause in ordered times.
+fn longest(times: &[u64], from: u64, until: u64) -> Gap {
+    let pairs = times.windows(2).map(|w| Gap { begin: w[0], end: w[1] });
+    pairs.filter(|g| g.end > from && g.begin < until).max_by_key(|g| g.end - g.begin).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::{Gap, History, Outcome, Write, longest};
+
+    #[test]
+    fn the_gap_is_the_longest_pause_that_touches_the_span() {
+        let times = [0, 10, 500, 510, 800, 810, 5000];
+        assert_eq!(longest(&times, 505, 900), Gap { begin: 810, end: 5000 });
+        assert_eq!(longest(&times, 505, 809), Gap { begin: 510, end: 800 });
+        assert_eq!(longest(&times, 0, 505), Gap { begin: 10, end: 500 });
+        assert_eq!(longest(&[], 0, 1), Gap::default());
+    }
+
+    #[test]
+    fn the_prefix_that_waits_longest_counts() {
+        let mut history = History::new("t".into(), Instant::now());
+        let write = |n, ended| Write { n, ended, outcome: Outcome::Acked };
+        history.writes.push(vec![write(0, 10), write(1, 20), write(4, 30), write(5, 900), write(8, 950)]);
+        assert_eq!(history.gap(0, 1000), Gap { begin: 30, end: 950 });
+        assert_eq!(history.records(Outcome::Acked).next(), Some(("w0:t/0/0".into(), super::value("t", 0, 0))));
+    }
+}

@@ -1,0 +1,212 @@
+//! Fault tests on the local cluster: real processes, disks, cables and operators fail while a load goes on; afterwards every
+//! acknowledged write is looked for.
+
+mod away;
+mod env;
+pub mod fleet;
+mod inject;
+mod isolated;
+pub mod kinds;
+mod lag;
+mod linear;
+mod load;
+mod receipt;
+mod report;
+pub mod round;
+mod scripts;
+pub mod summary;
+mod verify;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::cluster::layout::Layout;
+use crate::cluster::tools::Tools;
+use crate::error::{Context, Error, Result, make_dir};
+use crate::install;
+use crate::kube::Kube;
+use crate::packages;
+use crate::paths;
+use crate::ui::{Ui, seconds};
+
+use env::{Env, Holds};
+use fleet::{Fleets, Job, Setup};
+use inject::Journal;
+use kinds::{Kind, Mode};
+use round::{Round, Size};
+use summary::Sum;
+use watch::Watch;
+
+/// What the command line says.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Only these kinds.
+    #[arg(long, value_enum)]
+    kind: Vec<Kind>,
+    /// Only this mode.
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+    /// Rounds of each kind [default: 10 in quorum mode, 5 in async].
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Stores at a time.
+    #[arg(long, default_value_t = 3)]
+    stores: usize,
+    /// Writes a second on each store.
+    #[arg(long, default_value_t = 1200)]
+    rate: u32,
+    /// Writes that each round acknowledges at least.
+    #[arg(long, default_value_t = 10_000)]
+    least: u64,
+    /// How long the operator is away where it is, in seconds.
+    #[arg(long, default_value_t = 300)]
+    away: u64,
+    /// How long the API server is away where it is, in seconds.
+    #[arg(long, default_value_t = 60)]
+    api: u64,
+    /// Use the cluster, the images and the operator as they are.
+    #[arg(long)]
+    as_is: bool,
+    /// A file for the sums as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// A directory for the report, with a picture of each round [default: $PAROVOZ_CACHE/faults].
+    #[arg(long)]
+    report: Option<PathBuf>,
+    /// Run different kinds at once where a fault concerns one store only.
+    #[arg(long)]
+    mixed: bool,
+}
+
+impl Options {
+    /// One round of each kind, shortened, for every change.
+    pub fn short(report: PathBuf) -> Self {
+        Self {
+            kind: Vec::new(),
+            mode: None,
+            rounds: Some(1),
+            stores: 3,
+            rate: 1000,
+            least: 3_000,
+            away: 16,
+            api: 12,
+            as_is: true,
+            json: None,
+            report: Some(report),
+            mixed: true,
+        }
+    }
+
+    fn rounds(&self, mode: Mode) -> usize {
+        self.rounds.unwrap_or(match mode {
+            Mode::Quorum => 10,
+            Mode::Async => 5,
+        })
+    }
+
+    fn holds(&self) -> Holds {
+        Holds {
+            api: Duration::from_secs(self.api),
+            operator: Duration::from_secs(self.away),
+            waiting: Duration::from_secs(self.away.clamp(6, 20)),
+            partition: Duration::from_secs(self.api.min(15)),
+        }
+    }
+}
+
+/// What a run found.
+pub struct Found {
+    /// By kind and mode.
+    pub sums: Vec<Sum>,
+    /// The page.
+    pub report: PathBuf,
+}
+
+/// Runs fault tests. Everything that they made is gone at the end.
+pub fn run(ui: &Ui, options: &Options) -> Result<Found> {
+    let modes = options.mode.map_or_else(|| vec![Mode::Quorum, Mode::Async], |mode| vec![mode]);
+    let chosen = |kind: &Kind| options.kind.is_empty() || options.kind.contains(kind);
+    let kinds: Vec<Kind> = Kind::value_variants().iter().copied().filter(chosen).collect();
+    let mut sums = Vec::new();
+    let mut all = Vec::new();
+    with_env(ui, options.as_is, options.holds(), |env| {
+        for mode in &modes {
+            let size = Size { rate: options.rate, least: options.least };
+            let setup = Setup { mode: *mode, stores: options.stores, size, mixed: options.mixed };
+            let mut fleets = Fleets::new(env, setup);
+            let jobs: Vec<Job> = kinds.iter().map(|kind| Job { kind: *kind, rounds: options.rounds(*mode) }).collect();
+            let outcome = fleets.run(&jobs, |sum, rounds| {
+                ui.line(summary::table(std::slice::from_ref(&sum)).trim_end());
+                sum.problems.iter().for_each(|p| ui.line(&format!("       {p}")));
+                sums.push(sum);
+                all.extend(rounds);
+            });
+            fleets.remove()?;
+            outcome?;
+        }
+        Ok(())
+    })?;
+    let report = options.report.clone().unwrap_or_else(|| paths::cache().join("faults"));
+    finish(&report, options.json.as_deref(), sums, &all)
+}
+
+fn finish(report: &Path, json: Option<&Path>, sums: Vec<Sum>, rounds: &[Round]) -> Result<Found> {
+    make_dir(report)?;
+    let page = report::save(report, &sums, rounds)?;
+    if let Some(path) = json {
+        summary::save(&sums, path)?;
+    }
+    Ok(Found { sums, report: page })
+}
+
+/// The last lines of the command; an error if anything was wrong.
+pub fn verdict(ui: &Ui, found: &Found) -> Result<String> {
+    let bad: usize = found.sums.iter().map(|s| s.bad).sum();
+    let rounds: usize = found.sums.iter().map(|s| s.rounds).sum();
+    let lost: usize = found.sums.iter().filter(|s| s.mode == Mode::Quorum.name()).map(|s| s.lost).sum();
+    let line = format!(
+        "\n{}faults: {rounds} rounds, {bad} bad, {lost} acknowledged writes lost in quorum mode, in {}\nreport: {}",
+        summary::table(&found.sums),
+        seconds(ui.elapsed()),
+        found.report.display()
+    );
+    if bad == 0 { Ok(line) } else { Err(Error::Failed(line)) }
+}
+
+/// Makes the cluster ready for faults, undoes what an earlier run left, and clears up behind `work`.
+pub fn with_env<T>(ui: &Ui, as_is: bool, holds: Holds, work: impl FnOnce(&Env<'_>) -> Result<T>) -> Result<T> {
+    packages::require_root("e2e faults")?;
+    let lock =
+        std::fs::File::create(paths::cache().join("faults.lock")).doing(|| "open the fault tests' lock".into())?;
+    lock.try_lock().map_err(|_| Error::failed("make faults: another command does so"))?;
+    let (journal, failed) = Journal::open(&paths::cache().join("faults.json"))?;
+    failed.iter().for_each(|e| ui.line(&format!("       undo what an earlier run left: {e}")));
+    let layout = Layout::new(&paths::cluster())?;
+    let kube = if as_is {
+        Kube::new(&Tools::locate(), &layout.kubeconfig("admin"))
+    } else {
+        let (kube, inputs) = install::local_cluster(ui)?;
+        ui.step("install the operator", |_| install::helm(&kube, &inputs))?;
+        kube
+    };
+    let watch = Watch::start(&kube, env::NAMESPACE);
+    let env = Env { ui, kube, layout, journal, watch, holds };
+    ui.step("remove what an earlier run left", |_| env.clear())?;
+    let outcome = work(&env);
+    let removed = ui.step("remove the stores", |_| env.remove());
+    outcome.and_then(|found| removed.map(|()| found))
+}
+
+impl Default for Holds {
+    fn default() -> Self {
+        Self {
+            api: Duration::from_secs(60),
+            operator: Duration::from_secs(300),
+            waiting: Duration::from_secs(20),
+            partition: Duration::from_secs(15),
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! What happens in a round of each kind, while the load goes on: the fault, how long it lasts, and its end.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::env::{Env, NAMESPACE, Target};
+use super::inject::{Undo, disk, network, process};
+use super::kinds::Kind;
+use super::{away, isolated};
+use crate::cluster::process as recorded;
+use crate::error::{Error, Result};
+use crate::exec::run;
+use crate::kube::text;
+use crate::poll;
+
+/// A store that does not acknowledge again after this will not before the fault is over.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(40);
+/// What goes on wrongly after it was replaced shows within this.
+const AFTERMATH: Duration = Duration::from_secs(3);
+const ADMIN_PORT: u16 = 7003;
+const STEP: Duration = Duration::from_millis(20);
+/// How long a primary writes alone before it is killed.
+const ALONE: Duration = Duration::from_millis(400);
+const OPERATION_LIMIT: Duration = Duration::from_secs(60);
+
+/// Lets the fault happen to these stores and end. The load shows what came of it.
+pub fn perform(kind: Kind, env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
+    match kind {
+        Kind::Kill => each(targets, |t| kill(t)),
+        Kind::Pause => each(targets, |t| pause(env, t)),
+        Kind::PodDeleted => each(targets, |t| pod_deleted(env, t)),
+        Kind::PartitionOperator => each(targets, |t| partition_operator(env, t)),
+        Kind::PartitionReplicas => each(targets, |t| partition_replicas(env, t)),
+        Kind::KillBehind => each(targets, |t| kill_behind(env, t)),
+        Kind::HungDisk => each(targets, |t| hung_disk(env, t)),
+        Kind::DiskFull => each(targets, |t| disk_full(env, t)),
+        Kind::VolumeLost => each(targets, |t| volume_lost(env, t)),
+        Kind::Switchover => each(targets, |t| switchover(env, t)),
+        Kind::Scale => each(targets, |t| scale(env, t)),
+        Kind::NodeBlackout => node_blackout(env, targets),
+        Kind::IsolatedPrimary => isolated::primary(env, targets),
+        Kind::ApiServer => api_server(env, targets),
+        Kind::OperatorKilled => operator_killed(env, targets),
+        Kind::TwoOperators => two_operators(env, targets),
+        Kind::OperatorAway => away::operator(env, targets, false),
+        Kind::OperatorAndApiAway => away::operator(env, targets, true),
+    }
+}
+
+fn each(targets: &[&Target<'_>], mut work: impl FnMut(&Target<'_>) -> Result<()>) -> Result<()> {
+    targets.iter().try_for_each(|t| work(t))
+}
+
+/// Waits until every prefix acknowledges again; whether it did in time.
+pub fn recovers(target: &Target<'_>, since: Instant, limit: Duration) -> bool {
+    poll::until("writes", limit, STEP, || poll::ready(target.load.acknowledged_since(since), String::new)).is_ok()
+}
+
+/// Lets a fault last until writes are acknowledged again, and a little longer.
+fn outlast(targets: &[&Target<'_>], since: Instant) {
+    for target in targets {
+        if recovers(target, since, RECOVERY_LIMIT.saturating_sub(since.elapsed())) {
+            target.mark("acknowledges again");
+        }
+    }
+    std::thread::sleep(AFTERMATH);
+}
+
+fn kill(target: &Target<'_>) -> Result<()> {
+    target.mark("kill -9");
+    process::kill(target.before.process)
+}
+
+fn pause(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
+    target.mark("SIGSTOP");
+    let stopped = process::stop(&env.journal, target.before.process)?;
+    // What was in the kernel's buffers may still be acknowledged.
+    outlast(&[target], Instant::now() + Duration::from_millis(100));
+    target.mark("SIGCONT");
+    stopped.undo()
+}
+
+fn delete_pod(env: &Env<'_>, pod: &str) -> Result<()> {
+    env.kube.kubectl(&format!("delete pod {pod} -n {NAMESPACE} --grace-period=0 --force --wait=false")).done()
+}
+
+fn pod_deleted(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
+    target.mark("pod deleted");
+    delete_pod(env, &target.before.primary)
+}
+
+fn volume_lost(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
+    let primary = &target.before.primary;
+    target.mark("volume and pod deleted");
+    env.kube.kubectl(&format!("delete pvc data-{primary} -n {NAMESPACE} --wait=false")).done()?;
+    delete_pod(env, primary)
+}
+
+fn partition_operator(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
+    let rules = network::from_port(ADMIN_PORT);
+    target.mark("cut from the operator");
+    let cut = network::drop_packets(&env.journal, target.before.sandbox, rules)?;
+    std::thread::sleep(env.holds.partition);
+    target.mark("healed");
+    cut.undo()
+}
+
+/// The addresses of the replicas.
+pub fn replicas(env: &Env<'_>, target: &Target<'_>) -> Vec<String> {
+    let others = target.before.members.iter().filter(|m| m.name != target.before.primary);
+    others.filter_map(|m| env.watch.addresses.of(&m.name)).collect()
+}
+
+fn partition_replicas(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
+    let rules = network::from_addresses(&replicas(env, target));
+    target.mark("cut from the replicas");
+    let cut = network::drop_packets(&env.journal, target.before.sandbox, rules)?;
+    outlast(&[target], Instant::now() + Duration::from_millis(100));
+    target.mark("healed");
+    cut.undo()
+}
+
+fn kill_behind(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
+    let rules = network::from_addresses(&replicas(env, target));
+    target.mark("cut from the replicas");
+    let cut = network::drop_packets(&env.journal, target.before.sandbox, rules)?;
+    std::thread::sleep(ALONE);
+    target.mark("kill -9");
+    process::kill(target.before.process)?;
+    outlast(&[target], Instant::now());
+    target.mark("healed");
+    cut.undo()
+}
+
+fn hung_disk(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
+    let mount = target.subject.disk(target.before.node)?;
+    target.mark("disk hangs");
+    let frozen = disk::freeze(&env.journal, mount)?;
+    outlast(&[target], Instant::now() + Duration::from_millis(100));
+    target.mark("disk works");
+    frozen.undo()
+}
+
+fn disk_full(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
+    let mount = target.subject.disk(target.before.node)?;
+    target.mark("disk fills");
+    let full = disk::fill(&env.journal, mount)?;
+    target.mark("disk is full");
+    // It may take a while until something needs space.
+    std::thread::sleep(AFTERMATH);
+    outlast(&[target], Instant::now());
+    target.mark("space again");
+    full.undo()
+}
+
+/// Asks for another primary and waits until that is done. Returns what leads then.
+pub fn ask_switchover(env: &Env<'_>, store: &str, name: &str, member: Option<&str>) -> Result<String> {
+    let mut spec = json!({"store": store, "type": "Switchover", "timeout": "60s"});
+    if let Some(member) = member {
+        spec["member"] = json!(member);
+    }
+    let document = json!({
+        "apiVersion": "parovoz.dev/v1alpha1", "kind": "StoreOperation",
+        "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec,
+    });
+    env.kube.apply(&document.to_string())?;
+    let query = format!("get storeoperation {name} -n {NAMESPACE}");
+    let done = env.kube.until(&format!("the switchover {name}"), OPERATION_LIMIT, &query, |object| {
+        match text(object, "/status/phase") {
+            "Succeeded" => Ok(Ok(text(object, "/status/result/primary").to_owned())),
+            "Failed" => Ok(Err(text(object, "/status/message").to_owned())),
+            _ => Err(text(object, "/status/message").to_owned()),
+        }
+    })?;
+    done.map_err(|message| Error::failed(format!("switch {store} over: {message}")))
+}
+
+fn switchover(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
+    let name = format!("{}-{}-{}", target.name(), target.before.epoch, target.round);
+    target.mark("switchover asked for");
+    ask_switchover(env, target.name(), &name, None)?;
+    target.mark("switchover done");
+    Ok(())
+}
+
+fn scale(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
+    for replicas in [2, 3] {
+        target.mark(&format!("scaled to {replicas}"));
+        let words = format!("scale rstore {} -n {NAMESPACE} --replicas={replicas}", target.name());
+        env.kube.kubectl(&words).done()?;
+        target.subject.store.await_healthy(replicas)?;
+        target.mark("healthy");
+    }
+    Ok(())
+}
+
+fn node_blackout(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
+    let Some(node) = targets.first().map(|t| t.before.node) else { return Ok(()) };
+    targets.iter().for_each(|t| t.mark(&format!("{} goes dark", node.name())));
+    let dark = network::unplug(&env.journal, node)?;
+    outlast(targets, Instant::now() + Duration::from_millis(100));
+    targets.iter().for_each(|t| t.mark("light again"));
+    dark.undo()
+}
+
+fn api_server(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
+    let server = recorded::find(&env.layout, "apiserver");
+    let server = server.ok_or_else(|| Error::failed("stop the API server: it does not run"))?;
+    targets.iter().for_each(|t| t.mark("API server stops"));
+    let stopped = process::stop(&env.journal, server)?;
+    std::thread::sleep(env.holds.api);
+    for target in targets {
+        if !recovers(target, Instant::now(), Duration::from_secs(2)) {
+            target.problem("without the API server nothing is acknowledged".into());
+        }
+        target.mark("API server goes on");
+    }
+    stopped.undo()
+}
+
+/// The moments of a failover at which the operator is killed.
+const MOMENTS: [&str; 4] = ["with the primary", "Sealing", "Promoting", "Serving"];
+
+fn operator_killed(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
+    let Some(first) = targets.first() else { return Ok(()) };
+    let moment = MOMENTS[first.round % MOMENTS.len()];
+    let leader = process::of_pod_object(&env.layout, &env.leader()?)?;
+    for target in targets {
+        kill(target)?;
+    }
+    if moment != MOMENTS[0] {
+        let later = MOMENTS.iter().position(|m| *m == moment).map_or(&MOMENTS[1..], |at| &MOMENTS[at..]);
+        env.watch.await_phase(first.name(), first.before.epoch, later, RECOVERY_LIMIT)?;
+    }
+    process::kill(leader)?;
+    targets.iter().for_each(|t| t.mark(&format!("operator killed: {moment}")));
+    outlast(targets, Instant::now());
+    env.await_leader()
+}
+
+fn two_operators(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
+    let Some(first) = targets.first() else { return Ok(()) };
+    let (holder, leader) = (env.holder()?, process::of_pod_object(&env.layout, &env.leader()?)?);
+    let stopped = process::stop(&env.journal, leader)?;
+    poll::until("another operator to lead", Duration::from_secs(60), Duration::from_millis(200), || {
+        let now = env.holder().map_err(|e| e.to_string())?;
+        poll::ready(!now.is_empty() && now != holder, || format!("{now} still does"))
+    })?;
+    for target in targets {
+        kill(target)?;
+    }
+    // Without a failover under way there is no middle of it; then the end of the wait will do.
+    let limit = Duration::from_secs(5);
+    drop(env.watch.await_phase(first.name(), first.before.epoch, &["Sealing", "Promoting", "Serving"], limit));
+    targets.iter().for_each(|t| t.mark("the former operator goes on"));
+    stopped.undo()?;
+    outlast(targets, Instant::now());
+    env.await_leader()
+}
+
+/// Moves the primaries of all stores to the first one's node, so that what happens to the node happens to all.
+pub fn gather(env: &Env<'_>, subjects: &[&super::env::Subject], round: usize) -> Result<()> {
+    let Some(first) = subjects.first() else { return Ok(()) };
+    let node = first.before(env)?.node;
+    for subject in &subjects[1..] {
+        let before = subject.before(env)?;
+        if before.node == node {
+            continue;
+        }
+        let there = before.members.iter().find(|m| m.node == node.name());
+        let there = there.ok_or_else(|| Error::failed(format!("{} has no member there", subject.store.name)))?;
+        let name = format!("gather-{}-{}-{round}", subject.store.name, before.epoch);
+        ask_switchover(env, &subject.store.name, &name, Some(&there.name))?;
+    }
+    // An operator in the dark would be replaced first, which is another fault.
+    let leader = env.leader()?;
+    if text(&leader, "/spec/nodeName") == node.name() {
+        let pod = text(&leader, "/metadata/name");
+        let space = crate::generate::NAMESPACE;
+        env.kube.kubectl(&format!("delete pod {pod} -n {space}")).done()?;
+        poll::until("an operator elsewhere to lead", Duration::from_secs(60), Duration::from_millis(300), || {
+            let now = env.leader().map_err(|e| e.to_string())?;
+            poll::ready(text(&now, "/spec/nodeName") != node.name(), || "it leads from the same node".into())
+        })?;
+    }
+    Ok(())
+}
+
+/// Scales the operator to nothing; it comes back with the guard.
+pub fn dismiss_operator(env: &Env<'_>) -> Result<super::inject::Armed> {
+    let replicas = u8::try_from(env.operators()?.len()).unwrap_or(2).max(1);
+    let armed = env.journal.arm(Undo::Scale { kubectl: env.scale_operator(replicas) })?;
+    let words = env.scale_operator(0);
+    run(&words[0]).args(&words[1..]).done()?;
+    poll::until("the operator to be gone", Duration::from_secs(60), Duration::from_millis(300), || {
+        let left = env.operators().map_err(|e| e.to_string())?;
+        let names: Vec<&str> = left.iter().map(|p: &Value| text(p, "/metadata/name")).collect();
+        poll::ready(names.is_empty(), || names.join(" "))
+    })?;
+    Ok(armed)
+}

@@ -1,0 +1,133 @@
+//! What all rounds of a kind say together.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::kinds::{Kind, Mode};
+use super::round::Round;
+use crate::error::{Error, Result, write};
+
+/// Milliseconds without an acknowledgement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Gaps {
+    /// Half of the rounds were not above it.
+    pub p50: f64,
+    /// 99 of 100 were not.
+    pub p99: f64,
+    /// None was.
+    pub max: f64,
+}
+
+impl Gaps {
+    /// Of these lengths; nearest rank.
+    pub fn of(mut lengths: Vec<f64>) -> Self {
+        lengths.sort_by(f64::total_cmp);
+        let rank = |share: f64| {
+            let at = (share * lengths.len() as f64).ceil().max(1.0) as usize - 1;
+            lengths.get(at).copied().unwrap_or(0.0).round()
+        };
+        Self { p50: rank(0.5), p99: rank(0.99), max: rank(1.0) }
+    }
+}
+
+/// One kind in one mode.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sum {
+    /// The fault.
+    pub kind: Kind,
+    /// How the store acknowledged.
+    pub mode: &'static str,
+    /// Rounds that were judged.
+    pub rounds: usize,
+    /// Writes acknowledged in all of them.
+    pub acked: usize,
+    /// Of these, not there any more.
+    pub lost: usize,
+    /// What the stores said of it: how many rounds ended with which word.
+    pub receipt: String,
+    /// Times without writes.
+    pub gap_ms: Gaps,
+    /// Rounds after which another member led.
+    pub moved: usize,
+    /// Reads that failed meanwhile.
+    pub failed_reads: usize,
+    /// Rounds with something wrong, and rounds that could not be judged.
+    pub bad: usize,
+    /// What was wrong.
+    pub problems: Vec<String>,
+}
+
+impl Sum {
+    /// Adds rounds up; `failed` are those that could not be judged.
+    pub fn of(kind: Kind, mode: Mode, rounds: &[Round], failed: &[String]) -> Self {
+        let mut words: Vec<(String, usize)> = Vec::new();
+        for round in rounds {
+            match words.iter_mut().find(|(word, _)| *word == round.receipt.word) {
+                Some((_, count)) => *count += 1,
+                None => words.push((round.receipt.word.clone(), 1)),
+            }
+        }
+        words.sort();
+        let mut problems = failed.to_vec();
+        problems.extend(rounds.iter().flat_map(|r| r.problems.iter().map(|p| format!("{}: {p}", r.store))));
+        Self {
+            kind,
+            mode: mode.name(),
+            rounds: rounds.len(),
+            acked: rounds.iter().map(|r| r.acked).sum(),
+            lost: rounds.iter().map(|r| r.lost).sum(),
+            receipt: words.iter().map(|(word, count)| format!("{word} {count}")).collect::<Vec<_>>().join(", "),
+            gap_ms: Gaps::of(rounds.iter().map(|r| r.gap.ms()).collect()),
+            moved: rounds.iter().filter(|r| r.moved).count(),
+            failed_reads: rounds.iter().map(|r| r.failed_reads).sum(),
+            bad: failed.len() + rounds.iter().filter(|r| !r.problems.is_empty()).count(),
+            problems,
+        }
+    }
+}
+
+/// A table.
+pub fn table(sums: &[Sum]) -> String {
+    let mut text = format!(
+        "{:<22} {:<7} {:>6} {:>9} {:>5} {:>9} {:>9} {:>9} {:>6} {:>6}  {}\n",
+        "kind", "mode", "rounds", "acked", "lost", "gap p50", "p99", "max ms", "moved", "reads-", "receipt"
+    );
+    for s in sums {
+        text += &format!(
+            "{:<22} {:<7} {:>6} {:>9} {:>5} {:>9.0} {:>9.0} {:>9.0} {:>6} {:>6}  {}{}\n",
+            s.kind.name(),
+            s.mode,
+            s.rounds,
+            s.acked,
+            s.lost,
+            s.gap_ms.p50,
+            s.gap_ms.p99,
+            s.gap_ms.max,
+            s.moved,
+            s.failed_reads,
+            s.receipt,
+            if s.bad > 0 { format!("  BAD: {}", s.bad) } else { String::new() },
+        );
+    }
+    text
+}
+
+/// Writes them as JSON.
+pub fn save(sums: &[Sum], path: &Path) -> Result<()> {
+    let text = serde_json::to_string_pretty(sums).map_err(|e| Error::parse("write the rounds' sums", e))?;
+    write(path, text + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Gaps;
+
+    #[test]
+    fn percentiles_are_lengths_that_were_seen() {
+        let gaps = Gaps::of((1..=100).map(f64::from).collect());
+        assert_eq!(gaps, Gaps { p50: 50.0, p99: 99.0, max: 100.0 });
+        assert_eq!(Gaps::of(vec![7.0, 3.0]), Gaps { p50: 3.0, p99: 7.0, max: 7.0 });
+        assert_eq!(Gaps::of(Vec::new()), Gaps::default());
+    }
+}
