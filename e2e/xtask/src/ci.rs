@@ -9,6 +9,7 @@ use crate::demo;
 use crate::e2e::{self, Counts};
 use crate::error::{Context, Error, Result};
 use crate::exec::{cargo, without_cargo_run};
+use crate::faults;
 use crate::generate;
 use crate::packages::{self, Need};
 use crate::paths;
@@ -68,6 +69,13 @@ fn stages(ui: &Ui, counts: &mut Counts, times: &mut Times) -> Result<()> {
         let result = e2e::run(ui, None)?;
         *counts += result;
         if result.failed > 0 { Err(Error::failed(format!("end-to-end tests: {result}"))) } else { Ok(()) }
+    })?;
+    timed(ui, times, "fault tests, one round of each kind", || {
+        let found = faults::run(ui, &faults::Options::short(e2e::failures().join("faults")))?;
+        counts.passed += found.sums.iter().filter(|s| s.bad == 0).count();
+        counts.failed += found.sums.iter().filter(|s| s.bad > 0).count();
+        ui.line(&faults::verdict(ui, &found)?);
+        Ok(())
     })?;
     timed(ui, times, "demonstration", || {
         let line = demo::run(ui, &demo::Options { clean: true, ..demo::Options::default() })?;

@@ -91,6 +91,8 @@ enum E2eCommand {
 enum BenchCommand {
     /// The Redis port, with one replica attached, beside Redis itself.
     Redis(bench::Options),
+    /// How long writes stand still when the primary or its node fails, and at a switchover.
+    Failover(bench::failover::Options),
 }
 
 #[derive(Args)]
@@ -181,6 +183,7 @@ fn dispatch(ui: &Ui, command: Command) -> Result<Option<String>> {
             if counts.failed + counts.skipped == 0 { Ok(Some(line)) } else { Err(error::Error::Failed(line)) }
         }
         Command::Bench(BenchCommand::Redis(options)) => bench::run(ui, &options).map(Some),
+        Command::Bench(BenchCommand::Failover(options)) => bench::failover::run(ui, &options).map(Some),
         Command::Test => ci::test(ui).map(Some),
     }
 }

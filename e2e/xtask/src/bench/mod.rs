@@ -1,5 +1,6 @@
 //! Benchmarks: our figures beside a reference that is measured in the same run, so that the ratio survives another machine.
 
+pub mod failover;
 mod member;
 mod redis;
 mod report;

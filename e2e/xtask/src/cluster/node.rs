@@ -156,6 +156,9 @@ fn kubelet_config(layout: &Layout, node: Node) -> String {
         "imageGCHighThresholdPercent": 100,
         // A kubelet removes the logs of pods that it does not know, so they must not share a directory.
         "podLogsDir": dir.join("pod-logs"),
+        // Tests end processes again and again; five minutes between two starts would be their time.
+        "featureGates": {"KubeletCrashLoopBackOffMax": true},
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "5s"},
         "resolvConf": layout.root.join("resolv.conf"),
     })
     .to_string()

@@ -70,6 +70,9 @@ pub struct Subject {
     _volumes: Vec<Armed>,
 }
 
+/// Mount points by node, and what undoes them.
+type Volumes = (Vec<(Node, PathBuf)>, Vec<Armed>);
+
 /// A store with a load on it, about to suffer a fault.
 pub struct Target<'a> {
     /// The store.
@@ -212,7 +215,7 @@ impl Env<'_> {
     }
 
     /// A volume on each node that is a file system of its own, for one store.
-    fn volumes(&self, store: &str) -> Result<(Vec<(Node, PathBuf)>, Vec<Armed>)> {
+    fn volumes(&self, store: &str) -> Result<Volumes> {
         let dir = self.layout.root.join("faults");
         make_dir(&dir)?;
         let labels = json!({"parovoz.dev/faults": "true", "parovoz.dev/faults-store": store});

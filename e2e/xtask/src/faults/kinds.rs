@@ -120,6 +120,11 @@ impl Kind {
         matches!(self, Self::PartitionOperator | Self::ApiServer)
     }
 
+    /// Whether a store that waits for no replica takes another way through it, by its Lease or by losing records.
+    pub fn differs_without_quorum(self) -> bool {
+        matches!(self, Self::Kill | Self::KillBehind | Self::Switchover | Self::IsolatedPrimary | Self::ApiServer)
+    }
+
     /// Whether the old primary's records can ever be seen again.
     pub fn loses_volume(self) -> bool {
         self == Self::VolumeLost

@@ -79,6 +79,9 @@ pub struct Options {
     /// Run different kinds at once where a fault concerns one store only.
     #[arg(long)]
     mixed: bool,
+    /// In async mode only kinds that go another way there.
+    #[arg(long)]
+    short: bool,
 }
 
 impl Options {
@@ -97,6 +100,7 @@ impl Options {
             json: None,
             report: Some(report),
             mixed: true,
+            short: true,
         }
     }
 
@@ -130,32 +134,78 @@ pub fn run(ui: &Ui, options: &Options) -> Result<Found> {
     let modes = options.mode.map_or_else(|| vec![Mode::Quorum, Mode::Async], |mode| vec![mode]);
     let chosen = |kind: &Kind| options.kind.is_empty() || options.kind.contains(kind);
     let kinds: Vec<Kind> = Kind::value_variants().iter().copied().filter(chosen).collect();
-    let mut sums = Vec::new();
-    let mut all = Vec::new();
-    with_env(ui, options.as_is, options.holds(), |env| {
-        for mode in &modes {
-            let size = Size { rate: options.rate, least: options.least };
-            let setup = Setup { mode: *mode, stores: options.stores, size, mixed: options.mixed };
+    let size = Size { rate: options.rate, least: options.least };
+    let plans = modes.into_iter().map(|mode| {
+        let setup = Setup { mode, stores: options.stores, size, mixed: options.mixed };
+        let rounds = options.rounds(mode);
+        let wanted = |kind: &&Kind| !options.short || mode == Mode::Quorum || kind.differs_without_quorum();
+        let jobs = kinds.iter().filter(wanted).map(|kind| Job { kind: *kind, rounds }).collect();
+        (setup, jobs)
+    });
+    let measured = perform(ui, options.as_is, options.holds(), plans.collect())?;
+    let report = options.report.clone().unwrap_or_else(|| paths::cache().join("faults"));
+    finish(&report, options.json.as_deref(), measured)
+}
+
+/// Rounds of one kind.
+pub struct Measured {
+    /// Together.
+    pub sum: Sum,
+    /// One by one.
+    pub rounds: Vec<Round>,
+}
+
+/// What a benchmark wants to know.
+pub struct Measurement<'a> {
+    /// Kinds, those of one mode together.
+    pub kinds: &'a [(Mode, Kind)],
+    /// Of each kind.
+    pub rounds: usize,
+    /// At a time.
+    pub stores: usize,
+    /// Writes a second on each store.
+    pub rate: u32,
+    /// Whether the cluster is used as it is.
+    pub as_is: bool,
+    /// Where the pictures go.
+    pub report: &'a Path,
+}
+
+/// Runs rounds for a benchmark.
+pub fn measure(ui: &Ui, wanted: &Measurement<'_>) -> Result<Vec<Measured>> {
+    let size = Size { rate: wanted.rate, least: 0 };
+    let plans = wanted.kinds.chunk_by(|a, b| a.0 == b.0).map(|part| {
+        let setup = Setup { mode: part[0].0, stores: wanted.stores, size, mixed: false };
+        (setup, part.iter().map(|(_, kind)| Job { kind: *kind, rounds: wanted.rounds }).collect())
+    });
+    let measured = perform(ui, wanted.as_is, Holds::default(), plans.collect())?;
+    make_dir(wanted.report)?;
+    report::save(wanted.report, &measured)?;
+    Ok(measured)
+}
+
+fn perform(ui: &Ui, as_is: bool, holds: Holds, plans: Vec<(Setup, Vec<Job>)>) -> Result<Vec<Measured>> {
+    let mut measured = Vec::new();
+    with_env(ui, as_is, holds, |env| {
+        for (setup, jobs) in plans {
             let mut fleets = Fleets::new(env, setup);
-            let jobs: Vec<Job> = kinds.iter().map(|kind| Job { kind: *kind, rounds: options.rounds(*mode) }).collect();
             let outcome = fleets.run(&jobs, |sum, rounds| {
                 ui.line(summary::table(std::slice::from_ref(&sum)).trim_end());
                 sum.problems.iter().for_each(|p| ui.line(&format!("       {p}")));
-                sums.push(sum);
-                all.extend(rounds);
+                measured.push(Measured { sum, rounds });
             });
             fleets.remove()?;
             outcome?;
         }
         Ok(())
     })?;
-    let report = options.report.clone().unwrap_or_else(|| paths::cache().join("faults"));
-    finish(&report, options.json.as_deref(), sums, &all)
+    Ok(measured)
 }
 
-fn finish(report: &Path, json: Option<&Path>, sums: Vec<Sum>, rounds: &[Round]) -> Result<Found> {
+fn finish(report: &Path, json: Option<&Path>, measured: Vec<Measured>) -> Result<Found> {
     make_dir(report)?;
-    let page = report::save(report, &sums, rounds)?;
+    let page = report::save(report, &measured)?;
+    let sums: Vec<Sum> = measured.into_iter().map(|m| m.sum).collect();
     if let Some(path) = json {
         summary::save(&sums, path)?;
     }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use super::Measured;
 use super::round::{BAR, Round};
 use super::summary::Sum;
 use crate::error::Result;
@@ -17,12 +18,12 @@ const STYLE: &str = "body{font:14px sans-serif;margin:2em;max-width:1040px}table
     .bad{color:#b00020}figure{margin:1.5em 0}figcaption{color:#444}ol{color:#444;font-size:12px}";
 
 /// Writes `index.html`, and each picture as a file of its own. Returns the page.
-pub fn save(dir: &Path, sums: &[Sum], rounds: &[Round]) -> Result<PathBuf> {
+pub fn save(dir: &Path, measured: &[Measured]) -> Result<PathBuf> {
     let mut page = format!("<!doctype html><meta charset=\"utf-8\"><title>Fault tests</title><style>{STYLE}</style>");
     page += "<h1>Fault tests</h1><p>Gaps are the longest times without an acknowledged write, in milliseconds, in the \
              prefix that waited longest.</p>";
-    page += &table(sums);
-    for (number, round) in rounds.iter().enumerate() {
+    page += &table(measured.iter().map(|m| &m.sum));
+    for (number, round) in measured.iter().flat_map(|m| &m.rounds).enumerate() {
         let picture = picture(round);
         let name = format!("{:03}-{}-{}.svg", number + 1, round.kind.name(), round.mode.name());
         crate::error::write(&dir.join(&name), &picture)?;
@@ -33,7 +34,7 @@ pub fn save(dir: &Path, sums: &[Sum], rounds: &[Round]) -> Result<PathBuf> {
     Ok(index)
 }
 
-fn table(sums: &[Sum]) -> String {
+fn table<'a>(sums: impl Iterator<Item = &'a Sum>) -> String {
     let head = ["kind", "mode", "rounds", "acknowledged", "lost", "gap p50", "p99", "max", "moved", "receipt", "bad"];
     let mut text = format!("<table><tr>{}</tr>", head.map(|h| format!("<th>{h}</th>")).concat());
     for s in sums {

@@ -11,7 +11,8 @@ use super::load::history::{Gap, History, Outcome};
 use super::load::{Load, Plan, micros};
 use super::receipt::{self, Receipt};
 use super::scripts::{self, recovers};
-use super::verify;
+use super::verify::{self, Missing};
+use super::watch::ReignEvent;
 use crate::cluster::layout::nodes;
 use crate::error::{Error, Result};
 use crate::kube::text;
@@ -95,7 +96,7 @@ pub fn run(env: &Env<'_>, kind: Kind, subjects: &[&Subject], round: usize, size:
 
 /// The same work for each, at once.
 fn parallel<'a, T: Send>(subjects: &[&'a Subject], work: impl Fn(&'a Subject) -> Result<T> + Sync) -> Vec<Result<T>> {
-    parallel_owned(subjects.to_vec(), |s| work(s))
+    parallel_owned(subjects.to_vec(), work)
 }
 
 /// The same work for each, at once.
@@ -143,7 +144,26 @@ fn target(subject: &Subject, load: Load, before: Before, round: usize) -> Target
     }
 }
 
-/// The load ends once it recovered and was large enough; then all it wrote is looked up.
+/// Lets the load go on until the store recovered and enough was acknowledged; says what did not come true.
+fn await_recovery(target: &Target<'_>, least: u64) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !recovers(target, Instant::now(), RECOVERY_LIMIT) {
+        problems.push(format!("no writes for {} s after the fault was over", RECOVERY_LIMIT.as_secs()));
+    }
+    std::thread::sleep(SETTLE);
+    if !recovers(target, Instant::now(), RECOVERY_LIMIT) {
+        problems.push("writes ended again after the fault was over".into());
+    }
+    let what = format!("{least} writes to {}", target.name());
+    let enough = poll::until(&what, LOAD_LIMIT, Duration::from_millis(50), || {
+        let acked = target.load.acked();
+        poll::ready(acked >= least, || format!("{acked} acknowledged"))
+    });
+    problems.extend(enough.err().map(|e| e.to_string()));
+    problems
+}
+
+/// Ends the load once the store recovered, and looks all it wrote up.
 fn finish(
     env: &Env<'_>,
     kind: Kind,
@@ -152,80 +172,77 @@ fn finish(
     least: u64,
 ) -> Result<Round> {
     let Running { target, sampler } = running;
-    let name = target.name().to_owned();
-    let over = Instant::now();
-    let mut problems = Vec::new();
-    if let Err(e) = performed {
-        problems.push(e.clone());
-    }
-    if !recovers(&target, over, RECOVERY_LIMIT) {
-        problems.push(format!("no writes for {} s after the fault was over", RECOVERY_LIMIT.as_secs()));
-    }
-    std::thread::sleep(SETTLE);
-    if !recovers(&target, Instant::now(), RECOVERY_LIMIT) {
-        problems.push("writes ended again after the fault was over".into());
-    }
-    let enough = poll::until(&format!("{least} writes to {name}"), LOAD_LIMIT, Duration::from_millis(50), || {
-        let acked = target.load.acked();
-        poll::ready(acked >= least, || format!("{acked} acknowledged"))
-    });
-    problems.extend(enough.err().map(|e| e.to_string()));
+    let mut problems: Vec<String> = performed.as_ref().err().cloned().into_iter().collect();
+    problems.extend(await_recovery(&target, least));
     let Target { subject, load, before, marks, isolated, problems: noted, judged_until, .. } = target;
     let samples = sampler.finish()?;
-    let begun = load.begun();
-    let last = Instant::now();
+    let (begun, last) = (load.begun(), Instant::now());
     let history = load.finish()?;
     let marks = marks.into_inner().unwrap_or_default();
     problems.extend(noted.into_inner().unwrap_or_default());
-    let until = judged_until.into_inner().ok().flatten().unwrap_or(last);
-    let fault = marks.first().map_or(over, |(at, _)| *at);
     let since = |moment: Instant| micros(moment.saturating_duration_since(begun));
-    let gap = history.gap(since(fault), since(until));
+    let until = since(judged_until.into_inner().ok().flatten().unwrap_or(last));
+    let fault = since(marks.first().map_or(last, |(at, _)| *at));
+    let gap = history.gap(fault, until);
     if let Some(what) = history.registers.violation().filter(|_| subject.mode == Mode::Quorum) {
         problems.push(format!("reads at the primary are not linearizable: {what}"));
     }
-    let failed_reads =
-        history.registers.failed_reads.iter().filter(|(_, end)| *end > since(fault) && *end < since(until)).count();
+    let failed = |(_, end): &&(u64, u64)| *end > fault && *end < until;
+    let failed_reads = history.registers.failed_reads.iter().filter(failed).count();
     let mut histories = isolated.into_inner().unwrap_or_default();
     histories.insert(0, history);
     let missing = verify::lookup(env, subject, &histories.iter().collect::<Vec<_>>())?;
     let bound = bound(&samples, &histories, begun + Duration::from_micros(gap.begin));
     let receipt = receipt::judge(kind, subject, before.epoch, &missing, bound)?;
     problems.extend(receipt.problem.clone().map(|p| format!("receipt: {p}")));
-    if subject.mode == Mode::Quorum && !missing.acked.is_empty() {
-        let some: Vec<&str> = missing.acked.keys().take(5).map(String::as_str).collect();
-        problems.push(format!("{} acknowledged writes are lost: {} ...", missing.acked.len(), some.join(" ")));
-    }
-    if !missing.unequal.is_empty() {
-        let some: Vec<&str> = missing.unequal.iter().take(5).map(String::as_str).collect();
-        problems.push(format!("{} records differ between members: {} ...", missing.unequal.len(), some.join(", ")));
-    }
-    let moved = subject.store.primary()? != before.primary;
-    let epoch = subject.store.epoch()?;
+    problems.extend(wrong(subject.mode, &missing));
+    let object = subject.store.get()?;
+    let (primary, epoch) = (text(&object, "/status/primary"), subject.store.epoch()?);
     if kind.keeps_reign() && epoch != before.epoch {
         problems.push(format!("epoch {} became {epoch}, though the primary was well", before.epoch));
     }
-    let mut marks: Vec<(f64, String)> = marks.into_iter().map(|(at, what)| (seconds(at, begun), what)).collect();
-    let events = env.watch.since(&name, begun);
-    marks.extend(events.iter().map(|e| (seconds(e.at, begun), format!("epoch {} {} ({})", e.epoch, e.phase, e.cause))));
-    marks.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let name = subject.store.name.clone();
     Ok(Round {
         kind,
         mode: subject.mode,
-        store: name,
         acked: histories.iter().map(|h| h.count(Outcome::Acked)).sum(),
         unknown: histories.iter().map(|h| h.count(Outcome::Unknown)).sum(),
         lost: missing.acked.len(),
         gap,
         failed_reads,
-        moved,
+        moved: primary != before.primary,
         receipt,
         problems,
         timeline: timeline(&histories[0]),
-        marks,
+        marks: story(marks, env.watch.since(&name, begun), begun),
+        store: name,
         histories,
         lost_keys: missing.acked.into_keys().collect(),
     })
+}
+
+/// What of the records is not as promised.
+fn wrong(mode: Mode, missing: &Missing) -> Vec<String> {
+    let some = |keys: &mut dyn Iterator<Item = &String>| keys.take(5).cloned().collect::<Vec<_>>().join(" ");
+    let mut found = Vec::new();
+    if mode == Mode::Quorum && !missing.acked.is_empty() {
+        let keys = some(&mut missing.acked.keys());
+        found.push(format!("{} acknowledged writes are lost: {keys} ...", missing.acked.len()));
+    }
+    if !missing.unequal.is_empty() {
+        let keys = some(&mut missing.unequal.iter());
+        found.push(format!("{} records differ between members: {keys} ...", missing.unequal.len()));
+    }
+    found
+}
+
+/// Everything that happened, in order, in seconds since the load began.
+fn story(marks: Vec<(Instant, String)>, events: Vec<ReignEvent>, begun: Instant) -> Vec<(f64, String)> {
+    let told = events.into_iter().map(|e| (e.at, format!("epoch {} {} ({})", e.epoch, e.phase, e.cause)));
+    let mut all: Vec<(f64, String)> =
+        marks.into_iter().chain(told).map(|(at, what)| (seconds(at, begun), what)).collect();
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    all
 }
 
 fn seconds(at: Instant, begun: Instant) -> f64 {

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::exec::run;
 use crate::kube::text;
 use crate::poll;
+use crate::store::members;
 
 /// A store that does not acknowledge again after this will not before the fault is over.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(40);
@@ -22,12 +23,14 @@ const ADMIN_PORT: u16 = 7003;
 const STEP: Duration = Duration::from_millis(20);
 /// How long a primary writes alone before it is killed.
 const ALONE: Duration = Duration::from_millis(400);
+/// A member whose disk has space again is back by then, or waits for a person.
+const RETURN_LIMIT: Duration = Duration::from_secs(20);
 const OPERATION_LIMIT: Duration = Duration::from_secs(60);
 
 /// Lets the fault happen to these stores and end. The load shows what came of it.
 pub fn perform(kind: Kind, env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
     match kind {
-        Kind::Kill => each(targets, |t| kill(t)),
+        Kind::Kill => each(targets, kill),
         Kind::Pause => each(targets, |t| pause(env, t)),
         Kind::PodDeleted => each(targets, |t| pod_deleted(env, t)),
         Kind::PartitionOperator => each(targets, |t| partition_operator(env, t)),
@@ -151,7 +154,19 @@ fn disk_full(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
     std::thread::sleep(AFTERMATH);
     outlast(&[target], Instant::now());
     target.mark("space again");
-    full.undo()
+    full.undo()?;
+    // A member that found no space even to start waits for a person.
+    let returns = poll::until("the member to come back", RETURN_LIMIT, Duration::from_millis(500), || {
+        let members = target.subject.store.get().map(|o| members(&o)).map_err(|e| e.to_string())?;
+        let member = members.into_iter().find(|m| m.name == target.before.primary);
+        let phase = member.map_or_else(String::new, |m| m.phase);
+        poll::ready(matches!(phase.as_str(), "Serving" | "Streaming"), || format!("it is {phase}"))
+    });
+    if returns.is_err() {
+        target.mark("its pod deleted, as a person would");
+        delete_pod(env, &target.before.primary)?;
+    }
+    Ok(())
 }
 
 /// Asks for another primary and waits until that is done. Returns what leads then.
