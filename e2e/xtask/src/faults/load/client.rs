@@ -44,7 +44,7 @@ pub struct Route {
 /// Why a request brought no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// It was not sent, or refused: it has no effect.
+    /// It was not sent, or a replica refused it: it has no effect.
     Refused,
     /// It may have been done, may still be done, or not.
     Unknown,
@@ -73,8 +73,8 @@ impl Client {
         let Some(connection) = self.connection.as_mut() else { return Err(Failure::Refused) };
         request(connection).map_err(|e| {
             self.connection = None;
-            let refused = e.code().is_some_and(|code| matches!(code, "READONLY" | "LOADING"));
-            if !refused {
+            // A member that says LOADING may have stopped leading between a commit and its answer.
+            if e.code() != Some("READONLY") {
                 return Failure::Unknown;
             }
             let told = e.detail().and_then(|text| text.rsplit_once("primary is ")).map(|(_, at)| at.to_owned());

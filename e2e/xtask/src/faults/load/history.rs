@@ -161,10 +161,10 @@ impl Gap {
     }
 }
 
-/// The longest pause in ordered times.
+/// The longest pause in ordered times, as far as it lies before `until`.
 fn longest(times: &[u64], from: u64, until: u64) -> Gap {
-    let pairs = times.windows(2).map(|w| Gap { begin: w[0], end: w[1] });
-    pairs.filter(|g| g.end > from && g.begin < until).max_by_key(|g| g.end - g.begin).unwrap_or_default()
+    let pairs = times.windows(2).filter(|w| w[0] < until).map(|w| Gap { begin: w[0], end: w[1].min(until) });
+    pairs.filter(|g| g.end > from).max_by_key(|g| g.end - g.begin).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -176,7 +176,8 @@ mod tests {
     #[test]
     fn the_gap_is_the_longest_pause_that_touches_the_span() {
         let times = [0, 10, 500, 510, 800, 810, 5000];
-        assert_eq!(longest(&times, 505, 900), Gap { begin: 810, end: 5000 });
+        assert_eq!(longest(&times, 505, 5000), Gap { begin: 810, end: 5000 });
+        assert_eq!(longest(&times, 505, 900), Gap { begin: 510, end: 800 });
         assert_eq!(longest(&times, 505, 809), Gap { begin: 510, end: 800 });
         assert_eq!(longest(&times, 0, 505), Gap { begin: 10, end: 500 });
         assert_eq!(longest(&[], 0, 1), Gap::default());

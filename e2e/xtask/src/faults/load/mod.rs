@@ -23,7 +23,7 @@ const WRITERS: usize = 10;
 const MOST: u32 = 200_000;
 /// Writes to registers a second, of all connections.
 pub const REGISTER_WRITES: u64 = registers::WRITERS * registers::RATE;
-/// Pause after a refusal, so that a store without a primary is not flooded.
+/// Pause after a failure, so that a store without a primary is not flooded.
 const AFTER_REFUSAL: Duration = Duration::from_millis(15);
 
 /// How a load is made.
@@ -177,10 +177,12 @@ fn write(plan: &Plan, shared: &Shared, connection: usize) -> Result<Vec<Write>> 
                 shared.last[n as usize % PREFIXES].fetch_max(ended, Ordering::SeqCst);
                 Outcome::Acked
             }
-            Err(Failure::Unknown) => Outcome::Unknown,
-            Err(Failure::Refused) => {
+            Err(failure) => {
                 std::thread::sleep(AFTER_REFUSAL);
-                continue;
+                if failure == Failure::Refused {
+                    continue;
+                }
+                Outcome::Unknown
             }
         };
         writes.push(Write { n, ended, outcome });

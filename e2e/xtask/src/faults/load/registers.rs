@@ -49,10 +49,12 @@ fn write(plan: &Plan, shared: &Shared, id: u64) -> Result<Part> {
         let answer = client.call(|c| redis::cmd("SET").arg(register(&plan.tag, index)).arg(value).exec(c));
         let ended = match answer {
             Ok(()) => Some(shared.now()),
-            Err(Failure::Unknown) => None,
-            Err(Failure::Refused) => {
+            Err(failure) => {
                 std::thread::sleep(AFTER_REFUSAL);
-                continue;
+                if failure == Failure::Refused {
+                    continue;
+                }
+                None
             }
         };
         part.operations.push(Operation { register: index, begun, ended, access: Access::Write(value) });
