@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+/// The value of `--lease` that says that there is none.
+pub const NO_LEASE: &str = "none";
+
 /// Command line of `parovoz-dataplane run`; every flag is an environment variable too.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RunArgs {
@@ -65,6 +68,14 @@ pub struct RunArgs {
     /// Bytes of all memtables together.
     #[arg(long, env = "PAROVOZ_WRITE_BUFFER_BYTES", default_value_t = 512 << 20)]
     pub write_buffer_bytes: usize,
+    /// Name of this store's primary Lease in the pod's namespace, which a primary without required replicas must hold to serve;
+    /// `none` = there is no cluster around, and nobody who could make another primary.
+    #[arg(long, env = "PAROVOZ_LEASE", default_value = NO_LEASE)]
+    pub lease: String,
+    /// Where the container's termination message goes; the process writes its identity there at its start, by which its end is
+    /// proved. Ignored where the folder does not exist.
+    #[arg(long, env = "PAROVOZ_TERMINATION_LOG", default_value = "/dev/termination-log")]
+    pub termination_log: PathBuf,
     /// Log filter, e.g. `info,parovoz_dataplane::replication=debug`.
     #[arg(long, env = "PAROVOZ_LOG", default_value = "info")]
     pub log: String,

@@ -7,23 +7,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use parovoz_dataplane_core::lease::LeaseKeeper;
 use parovoz_proto::v1;
 use parovoz_proto::v1::admin_server::AdminServer;
 use parovoz_proto::v1::store_server::StoreServer;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::watch;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::admin::AdminService;
-use crate::config::{RunArgs, Settings};
+use crate::config::{NO_LEASE, RunArgs, Settings};
 use crate::disk::watermarks::Watermarks;
 use crate::grpc::StoreService;
 use crate::logging::LogControl;
 use crate::member::Member;
 use crate::member::following::Following;
 use crate::member::hooks::Hooks;
+use crate::member::keeper::{self, pulse};
+use crate::member::lease;
 use crate::member::report::Reporter;
 use crate::member::state::MemberState;
 use crate::replication::ReplicationCtx;
@@ -55,9 +58,11 @@ pub fn run(args: &RunArgs, logs: LogControl) -> Result<(), RunError> {
     let main = runtime("main", 0)?;
     let descriptors = raise_descriptor_limit()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = %args.pod_name, descriptors, memory_limit, "starting");
-    match Parts::start(args, logs) {
+    let process_id = uuid::Uuid::new_v4().to_string();
+    crate::run::announce(args, &process_id);
+    match Parts::start(args, logs, process_id.clone()) {
         Ok(parts) => main.block_on(parts.serve(args)),
-        Err(error) if parked::needs_a_person(&error) => main.block_on(parked::serve(args, &error)),
+        Err(error) if parked::needs_a_person(&error) => main.block_on(parked::serve(args, &error, process_id)),
         Err(error) => Err(error),
     }
 }
@@ -91,6 +96,8 @@ struct Parts {
     bulk: Runtime,
     replication: Runtime,
     replication_stop: CancellationToken,
+    acked: Arc<Notify>,
+    fatal: FatalSwitch,
     watermarks: Arc<Mutex<Watermarks>>,
     _volume_lock: std::fs::File,
 }
@@ -103,7 +110,7 @@ fn event_loops(args: &RunArgs) -> usize {
 }
 
 impl Parts {
-    fn start(args: &RunArgs, logs: LogControl) -> Result<Self, RunError> {
+    fn start(args: &RunArgs, logs: LogControl, process_id: String) -> Result<Self, RunError> {
         let settings = args.config.as_deref().map_or_else(|| Ok(Settings::default()), Settings::read)?;
         let volume = open_volume(args, &settings)?;
         let fatal = FatalSwitch::abort();
@@ -119,10 +126,13 @@ impl Parts {
         tracing::info!(prefixes, ms = begin.elapsed().as_millis(), data_uuid = %record.data_uuid, "volume opened");
         store.set_creator(catalogue.clone());
 
-        let state = Arc::new(MemberState::new(volume.slots, record));
+        let keeper = if args.lease == NO_LEASE { LeaseKeeper::Nobody } else { LeaseKeeper::Kubernetes };
+        let state = Arc::new(MemberState::new(volume.slots, record, store.clone(), keeper));
         let watermarks = Watermarks::open(&args.data_dir);
         raise_floors(&store, &state, &watermarks)?;
-        let hooks = Arc::new(Hooks { state: state.clone(), store: store.clone(), fatal: fatal.clone() });
+        let acked = Arc::new(Notify::new());
+        let hooks =
+            Arc::new(Hooks { state: state.clone(), store: store.clone(), acked: acked.clone(), fatal: fatal.clone() });
         let ctx = Arc::new(ReplicationCtx::new(
             store.clone(),
             engine.clone(),
@@ -133,8 +143,13 @@ impl Parts {
         ));
         let replication = runtime("replication", 0)?;
         let follower = Arc::new(Following::new(ctx.clone(), replication.handle().clone()));
-        let member = Arc::new(Member::new(store.clone(), catalogue.clone(), follower.clone(), state, fatal.clone()));
-        let shards = Shards::start(store.clone(), args, loops, fatal).map_err(|e| RunError::Loops(e.to_string()))?;
+        // One renewal waits at most; a later one takes its place by being asked for again.
+        let (renewals, due) = mpsc::channel(1);
+        replication.spawn(lease::keep(args.lease.clone(), state.clone(), due));
+        let member =
+            Arc::new(Member::new(store.clone(), catalogue.clone(), follower.clone(), state, renewals, fatal.clone()));
+        let shards =
+            Shards::start(store.clone(), args, loops, fatal.clone()).map_err(|e| RunError::Loops(e.to_string()))?;
         shards.handle().set_followers(Arc::new(view::View { ctx: ctx.clone(), follower: follower.clone() }));
         let reporter = Arc::new(Reporter {
             store: store.clone(),
@@ -142,7 +157,8 @@ impl Parts {
             layout: volume.layout.clone(),
             replication: Arc::new(view::View { ctx: ctx.clone(), follower: follower.clone() }),
             pod_name: args.pod_name.clone(),
-            process_id: uuid::Uuid::new_v4().to_string(),
+            process_id,
+            loops: shards.handle(),
         });
         let admin = AdminService {
             store: store.clone(),
@@ -165,6 +181,8 @@ impl Parts {
             bulk: runtime("bulk", 10)?,
             replication,
             replication_stop: CancellationToken::new(),
+            acked,
+            fatal,
             watermarks: Arc::new(Mutex::new(watermarks)),
             _volume_lock: volume.lock,
         })
@@ -219,6 +237,10 @@ impl Parts {
         ));
         tokio::spawn(async move { axum::serve(listener, crate::http::router(health)).await });
 
+        let stop = self.replication_stop.child_token();
+        pulse(&args.data_dir, self.member.state().clone(), self.fatal.clone(), stop.clone())
+            .map_err(|cause| RunError::Thread { name: "pulse", cause })?;
+        tokio::spawn(keeper::keep(self.member.clone(), self.acked.clone(), stop));
         let member = self.member.clone();
         let resumed = tokio::task::spawn_blocking(move || member.resume_orders()).await;
         resumed.map_err(|e| RunError::Loops(e.to_string()))?.map_err(|e| RunError::Loops(e.to_string()))?;

@@ -160,6 +160,12 @@ impl AckTable {
         Ok(news)
     }
 
+    /// Whether a member ever began a session with this primary.
+    #[must_use]
+    pub fn knows(&self, member: DataUuid) -> bool {
+        self.members.contains_key(&member)
+    }
+
     /// Where a member is in a prefix.
     #[must_use]
     pub fn position(&self, member: DataUuid, prefix: PrefixUuid) -> Option<AckPositions> {

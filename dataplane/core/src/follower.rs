@@ -14,7 +14,7 @@
 //! Invariants: an [`Effect::Apply`] of an attempt is contiguous with the one before it (or with the position that the attempt
 //! resumed after); bytes under way never exceed the credit by more than one batch; at most one batch is being put together.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 
@@ -102,7 +102,7 @@ pub struct Session {
     reign: ReignRef,
     largest_batch: u64,
     credit: CreditWindow,
-    prefixes: HashMap<PrefixUuid, PrefixStream>,
+    prefixes: BTreeMap<PrefixUuid, PrefixStream>,
     partial: Option<Partial>,
     next_attempt: u64,
 }
@@ -116,7 +116,7 @@ impl Session {
             reign,
             largest_batch,
             credit: CreditWindow::new(window),
-            prefixes: HashMap::new(),
+            prefixes: BTreeMap::new(),
             partial: None,
             next_attempt: 1,
         }

@@ -54,6 +54,12 @@ impl Joining {
         self.records.as_ref().is_some_and(|r| !r.contains_key(&prefix)) || self.served.contains(&prefix)
     }
 
+    /// The prefixes that are not served yet.
+    pub fn unserved(&self) -> impl Iterator<Item = PrefixUuid> + '_ {
+        let written = self.records.iter().flat_map(|records| records.keys());
+        self.starts.keys().chain(written).copied().filter(|prefix| !self.served.contains(prefix))
+    }
+
     /// Whether all prefixes are.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -67,7 +73,10 @@ impl Joining {
 
     /// A replica has joined once it holds, durably, exactly what this primary began with, in every prefix.
     fn has_joined(&self, member: DataUuid, acks: &AckTable) -> bool {
-        self.starts.iter().all(|(prefix, start)| acks.position(member, *prefix).is_some_and(|at| at.durable == *start))
+        let holds = |(prefix, start): (&PrefixUuid, &Position)| {
+            acks.position(member, *prefix).is_some_and(|at| at.durable == *start)
+        };
+        acks.knows(member) && self.starts.iter().all(holds)
     }
 
     /// What the acknowledgements so far allow; each step is answered once.
@@ -179,6 +188,15 @@ mod tests {
         ack(&mut acks, 2, &[(Q, Position::new(5, 25))]);
         assert_eq!(steps(&mut joining, &acks), [JoiningStep::Serve(Q), JoiningStep::AllServed]);
         assert!(joining.is_done() && steps(&mut joining, &acks).is_empty());
+    }
+
+    #[test]
+    fn the_first_reign_waits_for_replicas_too_though_they_hold_nothing() {
+        let mut joining = Joining::new(reign(1), &crate::vote::Votes::new());
+        let mut acks = AckTable::default();
+        assert!(steps(&mut joining, &acks).is_empty());
+        ack(&mut acks, 2, &[]);
+        assert_eq!(steps(&mut joining, &acks), [JoiningStep::Write]);
     }
 
     #[test]

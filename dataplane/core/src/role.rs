@@ -554,6 +554,13 @@ impl Role {
         self.lead.as_ref().is_some_and(|lead| lead.joining.is_served(prefix))
     }
 
+    /// The prefixes whose epoch records are not written, or not held by enough replicas, yet.
+    #[must_use]
+    pub fn unserved(&self) -> Vec<PrefixUuid> {
+        let of = |lead: &Lead| if lead.joining.is_done() { Vec::new() } else { lead.joining.unserved().collect() };
+        self.lead.as_ref().map(of).unwrap_or_default()
+    }
+
     /// Whether every prefix is.
     #[must_use]
     pub fn is_all_served(&self) -> bool {

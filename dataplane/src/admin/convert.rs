@@ -1,11 +1,15 @@
 //! From the wire's words to the core's, with errors that name the field.
 
-use parovoz_dataplane_core::types::{BadUuid, DataUuid, Epoch, Mode, PrefixUuid, Reign};
+use parovoz_dataplane_core::member::{PromoteOrder, SealEvidence, SealOrder};
+use parovoz_dataplane_core::role::Event;
+use parovoz_dataplane_core::types::{BadUuid, DataUuid, Epoch, Mode, PrefixUuid, Reign, ReignRef, StoreUid};
+use parovoz_dataplane_core::vote::Vote;
 use parovoz_proto::v1;
 use tonic::Status;
 
 use crate::clock;
 use crate::replication::ReplicationCtx;
+use crate::replication::wire::{self, WireError};
 use crate::store::{Endpoint, Store};
 
 /// A hold that nobody renews must not fill the volume.
@@ -17,6 +21,9 @@ pub enum ConvertError {
     /// An identity is malformed.
     #[error(transparent)]
     Uuid(#[from] BadUuid),
+    /// A field has another form.
+    #[error(transparent)]
+    Wire(#[from] WireError),
     /// A field is missing.
     #[error("read order: {0} is missing")]
     Missing(&'static str),
@@ -44,6 +51,76 @@ pub fn order(member: &str, reign: Option<&v1::Reign>) -> Result<(DataUuid, Reign
         lease_duration_ms: reign.lease_duration_ms,
     };
     Ok((member.parse()?, reign))
+}
+
+/// An order to lead.
+///
+/// # Errors
+/// See [`ConvertError`].
+pub fn promotion(from: v1::PromoteRequest) -> Result<PromoteOrder, ConvertError> {
+    let (member, reign) = order(&from.data_uuid, from.reign.as_ref())?;
+    let vote = |v: &v1::Vote| {
+        let unknown = Vote::Unknown { floor: v.floor.map(|p| wire::position_from(Some(p))) };
+        let vote = v.known.map_or(unknown, |p| Vote::Known(wire::position_from(Some(p))));
+        Ok((wire::prefix_from(&v.prefix_uuid)?, vote))
+    };
+    let positions = from.positions.iter().map(vote).collect::<Result<_, ConvertError>>()?;
+    Ok(PromoteOrder { store: StoreUid(from.store_uid), member, reign, positions, first: from.first })
+}
+
+/// An order to seal.
+///
+/// # Errors
+/// See [`ConvertError`].
+pub fn seal(from: &v1::SealRequest) -> Result<SealOrder, ConvertError> {
+    let evidence = match from.evidence() {
+        v1::SealEvidence::Dead => SealEvidence::Dead,
+        v1::SealEvidence::PrimarySealed => SealEvidence::PrimarySealed,
+        v1::SealEvidence::Silent => SealEvidence::Silent,
+        v1::SealEvidence::Unspecified => return Err(ConvertError::Missing("evidence")),
+    };
+    Ok(SealOrder {
+        store: StoreUid(from.store_uid.clone()),
+        member: from.data_uuid.parse()?,
+        reign: reign_ref(from.reign.as_ref())?,
+        about: from.about.as_ref().map(wire::reign_ref_from).transpose()?,
+        evidence,
+    })
+}
+
+/// An order to fetch what is missing.
+///
+/// # Errors
+/// See [`ConvertError`].
+pub fn pull(from: &v1::PullRequest) -> Result<Event, ConvertError> {
+    let upto = |v: &v1::Vote| {
+        let known = v.known.ok_or(ConvertError::Missing("upto.known"))?;
+        Ok((wire::prefix_from(&v.prefix_uuid)?, wire::position_from(Some(known))))
+    };
+    Ok(Event::Pull {
+        store: StoreUid(from.store_uid.clone()),
+        member: from.data_uuid.parse()?,
+        reign: reign_ref(from.reign.as_ref())?,
+        source: endpoint(from.source.as_ref())?,
+        upto: from.upto.iter().map(upto).collect::<Result<_, ConvertError>>()?,
+    })
+}
+
+/// An order to let writes wait.
+///
+/// # Errors
+/// See [`ConvertError`].
+pub fn freeze(from: &v1::FreezeRequest) -> Result<Event, ConvertError> {
+    Ok(Event::Freeze {
+        store: StoreUid(from.store_uid.clone()),
+        member: from.data_uuid.parse()?,
+        reign: reign_ref(from.reign.as_ref())?,
+        for_ms: from.for_ms,
+    })
+}
+
+fn reign_ref(reign: Option<&v1::ReignRef>) -> Result<ReignRef, ConvertError> {
+    Ok(wire::reign_ref_from(reign.ok_or(ConvertError::Missing("reign"))?)?)
 }
 
 /// Where a member is reached.

@@ -1,12 +1,13 @@
 //! The admin port: orders and reports.
 
-mod convert;
+pub(crate) mod convert;
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use parovoz_dataplane_core::role::Event;
 use parovoz_dataplane_core::types::{PrefixName, StoreUid};
 use parovoz_proto::v1;
 use parovoz_proto::v1::admin_server::Admin;
@@ -51,10 +52,12 @@ pub struct AdminService {
 
 fn refuse(error: &MemberError) -> Status {
     match error {
-        MemberError::Refused(_) | MemberError::Incomplete(_) => Status::failed_precondition(error.to_string()),
-        MemberError::Slots(_) | MemberError::Catalogue(_) | MemberError::Begin { .. } | MemberError::Follower(_) => {
-            Status::internal(error.to_string())
-        }
+        MemberError::Refused(_) => Status::failed_precondition(error.to_string()),
+        MemberError::Slots(_)
+        | MemberError::Sync { .. }
+        | MemberError::Catalogue(_)
+        | MemberError::Begin { .. }
+        | MemberError::Follower(_) => Status::internal(error.to_string()),
     }
 }
 
@@ -71,6 +74,17 @@ impl AdminService {
     async fn report(&self) -> Result<Response<v1::MemberReport>, Status> {
         let reporter = self.reporter.clone();
         Ok(Response::new(blocking(move || reporter.report()).await?))
+    }
+
+    /// Carries an order out off the runtime's thread and answers with the report after it.
+    async fn order(
+        &self,
+        order: impl FnOnce(&Member) -> Result<(), MemberError> + Send + 'static,
+    ) -> Result<Response<v1::MemberReport>, Status> {
+        let member = self.member.clone();
+        blocking(move || order(&member)).await?.map_err(|e| refuse(&e))?;
+        self.store.note_change();
+        self.report().await
     }
 
     fn named(&self, name: &str) -> Result<PrefixName, Status> {
@@ -118,11 +132,23 @@ impl Admin for AdminService {
         if !order.process_id.is_empty() && order.process_id != self.reporter.process_id {
             return Err(Status::failed_precondition("promote: the order is for a process that has ended"));
         }
-        let (member, reign) = convert::order(&order.data_uuid, order.reign.as_ref()).map_err(bad)?;
-        let owner = self.member.clone();
-        let result = blocking(move || owner.promote(&StoreUid(order.store_uid), member, &reign)).await?;
-        result.map_err(|e| refuse(&e))?;
-        self.report().await
+        let order = convert::promotion(order).map_err(bad)?;
+        self.order(move |member| member.promote(order)).await
+    }
+
+    async fn seal(&self, request: Request<v1::SealRequest>) -> Result<Response<v1::MemberReport>, Status> {
+        let order = convert::seal(&request.into_inner()).map_err(bad)?;
+        self.order(move |member| member.seal(order)).await
+    }
+
+    async fn pull(&self, request: Request<v1::PullRequest>) -> Result<Response<v1::MemberReport>, Status> {
+        let order = convert::pull(&request.into_inner()).map_err(bad)?;
+        self.order(move |member| member.take(order)).await
+    }
+
+    async fn freeze(&self, request: Request<v1::FreezeRequest>) -> Result<Response<v1::MemberReport>, Status> {
+        let order = convert::freeze(&request.into_inner()).map_err(bad)?;
+        self.order(move |member| member.take(order)).await
     }
 
     async fn follow(&self, request: Request<v1::FollowRequest>) -> Result<Response<v1::MemberReport>, Status> {
@@ -130,11 +156,8 @@ impl Admin for AdminService {
         let (member, reign) = convert::order(&order.data_uuid, order.reign.as_ref()).map_err(bad)?;
         let upstream = convert::endpoint(order.upstream.as_ref()).map_err(bad)?;
         let primary = convert::endpoint(order.primary.as_ref()).map_err(bad)?;
-        let owner = self.member.clone();
-        let result =
-            blocking(move || owner.follow(&StoreUid(order.store_uid), member, &reign, upstream, primary)).await?;
-        result.map_err(|e| refuse(&e))?;
-        self.report().await
+        let store = StoreUid(order.store_uid);
+        self.order(move |owner| owner.take(Event::Follow { store, member, reign, upstream, primary })).await
     }
 
     async fn reseed(&self, request: Request<v1::ReseedRequest>) -> Result<Response<v1::MemberReport>, Status> {

@@ -122,6 +122,12 @@ impl Layout {
         Ok(layout)
     }
 
+    /// The folders of a volume as they are, without making or removing any.
+    #[must_use]
+    pub fn untouched(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
     /// Folder for checkpoints that others copy from; emptied at each start.
     #[must_use]
     pub fn checkpoints(&self) -> PathBuf {

@@ -8,6 +8,7 @@ use parovoz_proto::v1;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::Status;
 
+use crate::clock;
 use crate::store::Store;
 use crate::store::prefix::Prefix;
 use crate::store::signal::{SessionSignal, Subscription};
@@ -32,11 +33,11 @@ pub(super) async fn check(
     }
     // After the wait: it must hold now.
     if options.max_staleness_ms > 0 && !store.role().is_primary {
-        let silence = store.primary_silence_ms();
+        let silence = store.staleness_ms();
         if silence.is_none_or(|ms| ms > options.max_staleness_ms) {
             let shown = silence.map_or_else(|| "ever".to_owned(), |ms| format!("{ms} ms"));
             return Err(Status::unavailable(format!(
-                "read: this replica has not heard from its primary for {shown}, at most {} ms are asked for",
+                "read: this replica has not heard from a serving primary for {shown}, at most {} ms are asked for",
                 options.max_staleness_ms
             )));
         }
@@ -119,8 +120,16 @@ pub(super) async fn wait_released(
 ) -> Result<(), Status> {
     loop {
         let role = store.role();
+        if role.fenced {
+            return Err(Status::unavailable("read: this member has stopped leading"));
+        }
         if !role.is_primary || role.required_acks() == 0 || prefix.released() >= sequence {
-            return Ok(());
+            let sure = !role.is_primary || store.gate.may_read(clock::boot_ms());
+            return if sure {
+                Ok(())
+            } else {
+                Err(Status::unavailable("read: this member can't be sure that it still leads"))
+            };
         }
         let next = Instant::now() + LOOK;
         if next >= deadline {

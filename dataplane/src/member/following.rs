@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use parovoz_dataplane_core::acks::AckTable;
 use parovoz_dataplane_core::types::PrefixUuid;
 use tokio::runtime::Handle;
 
@@ -49,6 +50,12 @@ impl Following {
             follower.reseed(prefix);
             true
         })
+    }
+
+    /// Who has what, while this member leads.
+    #[must_use]
+    pub fn acks(&self) -> &Mutex<AckTable> {
+        &self.ctx.acks
     }
 
     /// What the follower is doing.

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use parovoz_dataplane_core::types::{Position, PrefixUuid, Reign};
+use parovoz_dataplane_core::role::{BeatOut, Effect, Event};
+use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, Reign, ReignRef};
+use tokio::sync::Notify;
 
 use super::state::MemberState;
+use crate::clock;
 use crate::replication::{CatalogueHook, MemberHooks};
 use crate::run::FatalSwitch;
 use crate::store::catalogue::Catalogue;
@@ -19,16 +22,33 @@ pub struct Hooks {
     pub state: Arc<MemberState>,
     /// Its role follows the promise.
     pub store: Arc<Store>,
+    /// Wakes whoever looks at acknowledgements while a reign begins.
+    pub acked: Arc<Notify>,
     /// Ends the process.
     pub fatal: FatalSwitch,
 }
 
 impl MemberHooks for Hooks {
     fn promise(&self, reign: &Reign) -> Result<(), String> {
-        if self.state.promise(reign).map_err(|e| e.to_string())? {
-            let role = self.store.role();
-            self.store.set_role(RoleView { reign: Some(reign.clone()), ..RoleView::clone(&role) });
-            tracing::info!(epoch = %reign.epoch, reign_id = %reign.reign_id, "a newer reign was met and promised");
+        let mut change = self.state.change();
+        let effects = change.step(Event::Met(reign.clone())).map_err(|e| e.to_string())?;
+        for effect in effects {
+            match effect {
+                Effect::Store(record) => {
+                    if let Err(error) = change.store(&record) {
+                        self.fatal.end(&error.to_string());
+                        return Err(error.to_string());
+                    }
+                    let mut role = RoleView::clone(&self.store.role());
+                    // Another primary is somewhere else: its address comes with the orders, or from the upstream's beats.
+                    role.primary = role.primary.filter(|p| p.data_uuid == Some(reign.primary));
+                    self.store.set_role(RoleView { reign: record.promised, sealed: record.sealed, pull: None, ..role });
+                    tracing::info!(epoch = %reign.epoch, reign_id = %reign.reign_id, "a newer reign was met and promised");
+                }
+                Effect::CutOldStreams => self.store.cut_streams(),
+                // Only who leads would have to stop, and who leads has no upstream to meet.
+                other => tracing::error!(?other, "unexpected effect of a met reign"),
+            }
         }
         Ok(())
     }
@@ -39,6 +59,28 @@ impl MemberHooks for Hooks {
 
     fn floor(&self, prefix: PrefixUuid) -> Option<Position> {
         self.state.floor(prefix)
+    }
+
+    fn beat(&self) -> Option<BeatOut> {
+        self.state.beat()
+    }
+
+    fn heard(&self, reign: ReignRef, sent_at_ms: u64) {
+        self.state.hear(Event::PrimaryBeat { reign, sent_at_ms });
+    }
+
+    fn echo(&self) -> u64 {
+        self.state.with(|role| role.echo(clock::boot_ms())).unwrap_or(0)
+    }
+
+    fn echoed(&self, member: DataUuid, reign: ReignRef, sent_at_ms: u64) {
+        self.state.hear(Event::Echo { member, reign, sent_at_ms });
+    }
+
+    fn acked(&self) {
+        if self.state.with(|role| role.led().is_some() && !role.is_all_served()) {
+            self.acked.notify_one();
+        }
     }
 
     fn fatal(&self, cause: &str) {

@@ -1,27 +1,38 @@
-//! The shell of one member's role: takes orders, stores promises before acting on them, and changes the role.
+//! The shell of one member's role: gives orders to the core, and does what the core says, in its order.
 //!
-//! One owner: every change of role goes through [`Member`], under its lock, in the order *decide (pure) -> store, synced ->
-//! act*. A crash between two steps leaves a promise without an act, which is what a restart expects.
+//! One owner: every change of role goes through [`Member`], one at a time. What the core decided is stored, synced, before it
+//! is acted on; a crash between two steps leaves a promise without an act, which is what a restart expects.
 
 pub mod following;
 pub mod hooks;
+pub mod keeper;
+pub mod lease;
+mod perform;
 pub mod report;
 pub mod state;
+pub mod votes;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
-use parking_lot::Mutex;
-use parovoz_dataplane_core::member::{MemberRecord, OrderRefusal, Orders};
-use parovoz_dataplane_core::types::{DataUuid, Reign, StoreUid};
+use parovoz_dataplane_core::member::{MemberRecord, OrderRefusal, PromoteOrder, SealOrder};
+use parovoz_dataplane_core::role::{Effect, Event, Role};
+use parovoz_dataplane_core::types::PrefixUuid;
+use parovoz_dataplane_core::vote::Vote;
+use tokio::sync::mpsc;
 
 use self::following::Following;
-use self::state::MemberState;
-use crate::config::Durability;
+use self::lease::Renewal;
+use self::state::{Change, MemberState};
+use crate::clock;
 use crate::disk::slots::SlotError;
 use crate::run::FatalSwitch;
 use crate::store::catalogue::{Catalogue, CatalogueError};
 use crate::store::prefix::{CommitError, Prefix, PrefixPhase};
-use crate::store::{Endpoint, RoleView, Store};
+use crate::store::{RoleView, Store};
+
+/// Silence of the primary, or of the disk, that is worth a report at once, in milliseconds.
+const SILENCE_MS: u64 = 1_000;
 
 /// Why an order was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -29,18 +40,23 @@ pub enum MemberError {
     /// The rules forbid it.
     #[error(transparent)]
     Refused(#[from] OrderRefusal),
-    /// The promise could not be stored; nothing was done.
+    /// The promise could not be stored; the process ends.
     #[error(transparent)]
     Slots(#[from] SlotError),
+    /// What was written could not be synced; the process ends.
+    #[error("sync prefix {prefix}: {cause}")]
+    Sync {
+        /// Which.
+        prefix: String,
+        /// Why.
+        cause: parovoz_engine::EngineError,
+    },
     /// The follower can't be started.
     #[error("start follower: {0}")]
     Follower(std::io::Error),
     /// The catalogue can't be used.
     #[error(transparent)]
     Catalogue(#[from] CatalogueError),
-    /// The member lacks data that the reign needs.
-    #[error("promote: this member is not complete: {0}")]
-    Incomplete(String),
     /// An epoch could not be begun.
     #[error("begin epoch in prefix {prefix}: {cause}")]
     Begin {
@@ -58,8 +74,9 @@ pub struct Member {
     catalogue: Arc<Catalogue>,
     follower: Arc<Following>,
     state: Arc<MemberState>,
-    /// Serializes orders. Never taken by replication's threads, so that stopping them under it can't dead-lock.
-    orders: Mutex<()>,
+    renewals: mpsc::Sender<Renewal>,
+    /// What was last reported of what changes by time alone.
+    seen: AtomicU8,
     fatal: FatalSwitch,
 }
 
@@ -71,9 +88,10 @@ impl Member {
         catalogue: Arc<Catalogue>,
         follower: Arc<Following>,
         state: Arc<MemberState>,
+        renewals: mpsc::Sender<Renewal>,
         fatal: FatalSwitch,
     ) -> Self {
-        Self { store, catalogue, follower, state, orders: Mutex::new(()), fatal }
+        Self { store, catalogue, follower, state, renewals, seen: AtomicU8::new(0), fatal }
     }
 
     /// What the slots hold.
@@ -82,75 +100,103 @@ impl Member {
         self.state.record()
     }
 
+    /// The role and its record.
+    #[must_use]
+    pub fn state(&self) -> &Arc<MemberState> {
+        &self.state
+    }
+
     /// Goes on as last ordered: a follower follows, a former primary waits, read-only, for a new promotion.
     ///
     /// # Errors
     /// If the follower can't be started.
     pub fn resume_orders(&self) -> Result<(), MemberError> {
-        let _orders = self.orders.lock();
-        let record = self.state.record();
-        match (record.orders, record.promised) {
-            (Some(Orders::Follow { upstream, primary }), Some(reign)) => {
-                self.catalogue.expect();
-                self.start_following(reign, upstream, primary)
-            }
-            (_, reign) => {
-                self.store.set_role(RoleView { reign, ..RoleView::default() });
-                Ok(())
-            }
+        let mut change = self.state.change();
+        let mut effects = Vec::new();
+        self.state.with(|role| role.resume(&mut effects));
+        if effects.is_empty() {
+            let record = self.state.record();
+            self.store.set_role(RoleView { reign: record.promised, sealed: record.sealed, ..RoleView::default() });
         }
+        self.perform(&mut change, effects)
     }
 
-    /// Makes this member the primary of `reign`. Blocks on the disk.
+    /// Takes an order to seal; on success its promise is stored and everything is synced. Blocks on the disk.
     ///
     /// # Errors
     /// See [`MemberError`]; a refusal changes nothing.
-    pub fn promote(&self, store: &StoreUid, member: DataUuid, reign: &Reign) -> Result<(), MemberError> {
-        let _orders = self.orders.lock();
-        let blank = self.state.record().promised.is_none() && self.store.prefixes().by_uuid.is_empty();
-        if !blank {
-            self.check_complete()?;
+    pub fn seal(&self, order: SealOrder) -> Result<(), MemberError> {
+        self.order(|_| Event::Seal(order))
+    }
+
+    /// Makes this member the primary of a reign. Blocks on the disk.
+    ///
+    /// # Errors
+    /// See [`MemberError`]; a refusal changes nothing.
+    pub fn promote(&self, order: PromoteOrder) -> Result<(), MemberError> {
+        self.order(|member| Event::Promote { order, here: member.votes() })
+    }
+
+    /// Takes any other order: to follow, to pull, to freeze. Blocks on the disk.
+    ///
+    /// # Errors
+    /// See [`MemberError`]; a refusal changes nothing.
+    pub fn take(&self, order: Event) -> Result<(), MemberError> {
+        self.order(|_| order)
+    }
+
+    /// Time passes, and acknowledgements may have come.
+    ///
+    /// # Errors
+    /// If what is due can't be done.
+    pub fn tick(&self) -> Result<(), MemberError> {
+        let mut change = self.state.change();
+        let mut effects = change.step(Event::Tick)?;
+        for prefix in self.state.with(Role::unserved) {
+            if self.store.prefix_by_uuid(prefix).is_none() {
+                effects.extend(change.step(Event::Dropped(prefix))?);
+            }
         }
-        if !self.state.promote(store, member, reign)? {
-            return Ok(());
-        }
-        self.follower.stop();
-        if blank {
-            self.catalogue.create_blank()?;
-        }
-        self.state.lead(reign)?;
-        self.begin_epoch(reign)?;
-        tracing::info!(epoch = %reign.epoch, reign_id = %reign.reign_id, "promoted: this member is the primary");
+        effects.extend(change.progress(self.follower.acks()));
+        self.perform(&mut change, effects)?;
+        self.tell_of_changes();
         Ok(())
     }
 
-    /// Lets this member follow an upstream. Blocks on the disk.
-    ///
-    /// # Errors
-    /// See [`MemberError`]; a refusal changes nothing.
-    pub fn follow(
-        &self,
-        store: &StoreUid,
-        member: DataUuid,
-        reign: &Reign,
-        upstream: Endpoint,
-        primary: Endpoint,
-    ) -> Result<(), MemberError> {
-        let _orders = self.orders.lock();
-        if !self.state.follow(store, member, reign, upstream.clone(), primary.clone())? {
-            return Ok(());
+    /// What changes by time alone is reported when it does.
+    fn tell_of_changes(&self) {
+        let now = clock::boot_ms();
+        let seen = self.state.with(|role| {
+            let silent = role.silence_ms(now).is_some_and(|ms| ms >= SILENCE_MS);
+            let stalled = role.stalled_fsync_ms(now).is_some_and(|ms| ms >= SILENCE_MS);
+            [role.can_acknowledge(now), silent, stalled, role.frozen_until_ms() > now]
+        });
+        let seen = seen.iter().fold(0, |bits, bit| bits << 1 | u8::from(*bit));
+        if self.seen.swap(seen, Ordering::AcqRel) != seen {
+            self.store.note_change();
         }
-        self.demote();
-        self.catalogue.expect();
-        tracing::info!(epoch = %reign.epoch, upstream = %upstream.replication, "following");
-        self.start_following(reign.clone(), upstream, primary)
+    }
+
+    fn order(&self, event: impl FnOnce(&Self) -> Event) -> Result<(), MemberError> {
+        let mut change = self.state.change();
+        let event = event(self);
+        let effects = change.step(event)?;
+        self.perform(&mut change, effects)
+    }
+
+    fn perform(&self, change: &mut Change<'_>, effects: Vec<Effect>) -> Result<(), MemberError> {
+        let done = perform::all(self, change, effects);
+        if let Err(error) = &done {
+            // The role is ahead of what was done: only a new process knows again what it is.
+            self.fatal.end(&error.to_string());
+        }
+        done
     }
 
     /// Ends writing, makes everything durable and notes that the stop was clean. The last thing that a member does.
     pub fn stop(&self) {
-        let _orders = self.orders.lock();
         self.follower.stop();
-        self.demote();
+        self.take_writing_away();
         for prefix in self.store.prefixes().by_uuid.values() {
             if let Err(error) = prefix.sync() {
                 tracing::error!(prefix = %prefix.name, %error, "last sync failed");
@@ -162,7 +208,7 @@ impl Member {
         }
     }
 
-    fn demote(&self) {
+    fn take_writing_away(&self) {
         for prefix in self.store.prefixes().by_uuid.values() {
             prefix.set_writer(None);
             if prefix.phase() == PrefixPhase::Serving {
@@ -171,22 +217,10 @@ impl Member {
         }
     }
 
-    fn start_following(&self, reign: Reign, upstream: Endpoint, primary: Endpoint) -> Result<(), MemberError> {
-        self.store.set_role(RoleView {
-            reign: Some(reign),
-            is_primary: false,
-            primary: Some(primary),
-            upstream: Some(upstream),
-        });
-        self.follower.start().map_err(MemberError::Follower)
-    }
-
-    /// A member that lacks a prefix's copy must not lead: what it lacks would be gone.
-    fn check_complete(&self) -> Result<(), MemberError> {
-        match self.incomplete() {
-            None => Ok(()),
-            Some(why) => Err(MemberError::Incomplete(why)),
-        }
+    /// What this member votes, or would vote.
+    #[must_use]
+    pub fn votes(&self) -> std::collections::BTreeMap<PrefixUuid, Vote> {
+        votes::all(&self.store, &self.state)
     }
 
     /// Why this member's data is not whole; `None` if it is.
@@ -231,32 +265,6 @@ impl Member {
         if let Err(error) = self.state.keep_floors(|uuid, floor| !reached(uuid, floor)) {
             tracing::error!(%error, "reached floors not forgotten");
         }
-    }
-
-    /// Begins the reign's epoch in every prefix, the catalogue last but before the role: once it is written, all are.
-    fn begin_epoch(&self, reign: &Reign) -> Result<(), MemberError> {
-        let _reigning = self.store.reigning.lock();
-        let sync = self.store.settings.load().durability == Durability::Sync;
-        let prefixes = self.store.prefixes();
-        let mut all: Vec<&Arc<Prefix>> = prefixes.by_uuid.values().collect();
-        all.sort_by_key(|p| p.name.is_catalogue());
-        let role = RoleView { reign: Some(reign.clone()), is_primary: true, primary: None, upstream: None };
-        for prefix in all {
-            let position = prefix.begin_epoch(reign.to_ref(), sync).map_err(|cause| {
-                if let CommitError::Engine(error) = &cause
-                    && error.severity() == parovoz_engine::Severity::Fatal
-                {
-                    self.fatal.end(&error.to_string());
-                }
-                MemberError::Begin { prefix: prefix.name.to_string(), cause }
-            })?;
-            if role.required_acks() == 0 {
-                prefix.release(position.sequence);
-            }
-            prefix.set_phase(PrefixPhase::Serving);
-        }
-        self.store.set_role(role);
-        Ok(())
     }
 }
 

@@ -4,15 +4,43 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parovoz_dataplane_core::role::Standing;
 use parovoz_dataplane_core::types::PrefixUuid;
+use parovoz_dataplane_core::vote::Vote;
 use parovoz_proto::v1;
 
-use super::Member;
+use super::{Member, votes};
 use crate::clock;
 use crate::disk::layout::Layout;
-use crate::replication::wire::{position_to, reign_to};
+use crate::replication::wire::{position_to, reign_ref_to, reign_to};
+use crate::shard::ShardsHandle;
 use crate::store::Store;
 use crate::store::prefix::{Prefix, PrefixPhase};
+
+/// An fsync that takes longer than this is told of, in milliseconds.
+const STALLED_MS: u64 = 200;
+
+/// What the role says at one moment.
+struct Now {
+    can_acknowledge: bool,
+    stalled_fsync_ms: Option<u64>,
+    frozen_ms: u64,
+    uptime_ms: u64,
+    silence_ms: Option<u64>,
+}
+
+fn vote_to(prefix: &Prefix, vote: Vote) -> v1::Vote {
+    let (known, floor) = match vote {
+        Vote::Known(position) => (Some(position), None),
+        Vote::Unknown { floor } => (None, floor),
+    };
+    v1::Vote {
+        prefix_uuid: prefix.uuid.to_string(),
+        name: prefix.name.to_string(),
+        known: known.map(position_to),
+        floor: floor.map(position_to),
+    }
+}
 
 /// The stream from the upstream at one moment.
 #[derive(Debug, Default)]
@@ -46,6 +74,8 @@ pub struct Reporter {
     pub pod_name: String,
     /// Random for each start.
     pub process_id: String,
+    /// How long writes wait.
+    pub loops: ShardsHandle,
 }
 
 impl Reporter {
@@ -70,8 +100,17 @@ impl Reporter {
     /// The present report.
     #[must_use]
     pub fn report(&self) -> v1::MemberReport {
-        let role = self.store.role();
+        // First of all: whoever is told of a seal here is told the positions that stand under it.
         let record = self.member.record();
+        let role = self.store.role();
+        let now = clock::boot_ms();
+        let now_is = self.member.state().with(|role| Now {
+            can_acknowledge: role.can_acknowledge(now),
+            stalled_fsync_ms: role.stalled_fsync_ms(now).filter(|ms| *ms >= STALLED_MS),
+            frozen_ms: role.frozen_until_ms().saturating_sub(now),
+            uptime_ms: role.uptime_ms(now),
+            silence_ms: role.silence_ms(now),
+        });
         let incomplete = self.member.incomplete();
         let upstream = self.replication.upstream();
         let mut prefixes: Vec<_> = self.store.prefixes().by_uuid.values().map(|p| self.prefix(p, &upstream)).collect();
@@ -107,15 +146,23 @@ impl Reporter {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at_ms: clock::wall_ms(),
             restarts: u32::try_from(record.starts.len().saturating_sub(1)).unwrap_or(u32::MAX),
-            primary_silence_ms: if role.is_primary { None } else { self.store.primary_silence_ms() },
+            primary_silence_ms: if role.is_primary { None } else { now_is.silence_ms },
             config_hash: self.store.settings.load().hash(),
+            sealed: record.sealed.map(reign_ref_to),
+            can_acknowledge: role.is_primary && now_is.can_acknowledge,
+            oldest_wait_ms: self.loops.oldest_wait_ms(),
+            stalled_fsync_ms: now_is.stalled_fsync_ms,
+            frozen_ms: now_is.frozen_ms,
+            uptime_ms: now_is.uptime_ms,
         }
     }
 
     fn phase(&self, prefixes: &[v1::PrefixReport], connected: bool, complete: bool) -> v1::MemberPhase {
         let role = self.store.role();
         if role.is_primary {
-            return v1::MemberPhase::Serving;
+            let leads = self.member.state().with(|role| role.standing() == Standing::Leading);
+            // Promoted, and waiting for replicas to join.
+            return if leads { v1::MemberPhase::Serving } else { v1::MemberPhase::Waiting };
         }
         if role.reign.is_none() && prefixes.is_empty() {
             return v1::MemberPhase::Blank;
@@ -159,14 +206,24 @@ impl Reporter {
             reason,
             oldest_wal_sequence: prefix.copy().and_then(|c| c.db.oldest_in_wal().ok()).map_or(0, |s| s.0),
             system: prefix.name.is_catalogue(),
+            vote: Some(vote_to(prefix, votes::of(prefix, self.member.state()))),
+            served: self.is_served(prefix),
         }
+    }
+
+    /// Whether clients of this primary are served: enough replicas hold the epoch's record.
+    fn is_served(&self, prefix: &Prefix) -> bool {
+        let role = self.store.role();
+        let history = prefix.history();
+        let record = history.newest().filter(|record| role.reign.as_ref().is_some_and(|r| r.epoch == record.epoch));
+        role.is_primary && record.is_some_and(|record| prefix.released() >= record.start)
     }
 
     /// `None` if the member may take clients: a primary that serves, or a replica whose data is whole.
     #[must_use]
     pub fn not_ready(&self) -> Option<String> {
         let role = self.store.role();
-        if role.is_primary {
+        if role.is_primary || role.fenced {
             return None;
         }
         if role.reign.is_none() {

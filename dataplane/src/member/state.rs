@@ -1,108 +1,90 @@
-//! The durable part of a member: its record in the slots. Every change is stored, synced, before anyone sees it.
-//!
-//! Its lock is held for a write of a slot at most, never while threads are stopped: replication calls in here from its own
-//! threads.
+//! The member's role and its record in the slots. Whatever changes the record holds [`MemberState::change`], so that what is
+//! decided is stored before the next decision; what only is heard (beats, echoes) takes a lock that never waits for a disk.
 
-use parking_lot::Mutex;
-use parovoz_dataplane_core::member::{Following, MemberRecord, OrderRefusal, Promotion};
-use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, Reign, ReignRef, StoreUid};
+use std::sync::Arc;
 
-use super::MemberError;
+use parking_lot::{Mutex, MutexGuard};
+use parovoz_dataplane_core::acks::AckTable;
+use parovoz_dataplane_core::lease::LeaseKeeper;
+use parovoz_dataplane_core::member::{MemberRecord, OrderRefusal};
+use parovoz_dataplane_core::role::{BeatOut, Effect, Event, Role};
+use parovoz_dataplane_core::types::{Position, PrefixUuid};
+
+use crate::clock;
 use crate::disk::slots::{SlotError, Slots};
-use crate::store::Endpoint;
+use crate::store::Store;
 
 #[derive(Debug)]
 struct Inner {
-    slots: Slots,
-    record: MemberRecord,
-    /// The reign that this process leads.
-    leading: Option<ReignRef>,
+    role: Role,
+    /// What the slots hold: the role may be ahead while a change is under way, and nobody is told of that yet.
+    stored: MemberRecord,
 }
 
 /// See the module.
 #[derive(Debug)]
-pub struct MemberState(Mutex<Inner>);
+pub struct MemberState {
+    slots: Mutex<Slots>,
+    inner: Mutex<Inner>,
+    store: Arc<Store>,
+}
+
+/// A change under way: no other one begins before it is dropped.
+#[derive(Debug)]
+pub struct Change<'a> {
+    state: &'a MemberState,
+    slots: MutexGuard<'a, Slots>,
+}
 
 impl MemberState {
-    /// The state of an opened volume.
+    /// The state of an opened volume, whose slots hold `record`.
     #[must_use]
-    pub fn new(slots: Slots, record: MemberRecord) -> Self {
-        Self(Mutex::new(Inner { slots, record, leading: None }))
+    pub fn new(slots: Slots, record: MemberRecord, store: Arc<Store>, keeper: LeaseKeeper) -> Self {
+        let role = Role::start(record.clone(), keeper, clock::boot_ms());
+        Self { slots: Mutex::new(slots), inner: Mutex::new(Inner { role, stored: record }), store }
+    }
+
+    /// Begins a change; waits, possibly for a disk, until the one before is over.
+    pub fn change(&self) -> Change<'_> {
+        Change { state: self, slots: self.slots.lock() }
     }
 
     /// The record as it is on disk.
     #[must_use]
     pub fn record(&self) -> MemberRecord {
-        self.0.lock().record.clone()
+        self.inner.lock().stored.clone()
     }
 
-    /// Decides a promotion and stores the promise and the start. Answers false if this process leads that reign already.
-    ///
-    /// # Errors
-    /// A refusal changes nothing; a slot that can't be written leaves the record before.
-    pub fn promote(&self, store: &StoreUid, member: DataUuid, reign: &Reign) -> Result<bool, MemberError> {
-        let mut inner = self.0.lock();
-        let leading = inner.leading == Some(reign.to_ref());
-        match inner.record.promote(store, member, reign, leading)? {
-            Promotion::AlreadyLeading => Ok(false),
-            Promotion::Start(next) => {
-                inner.store(*next, true)?;
-                Ok(true)
-            }
-        }
+    /// Looks at the role.
+    pub fn with<T>(&self, look: impl FnOnce(&Role) -> T) -> T {
+        look(&self.inner.lock().role)
     }
 
-    /// Decides an order to follow and stores it. Answers false if it is in force already.
-    ///
-    /// # Errors
-    /// As [`MemberState::promote`].
-    pub fn follow(
-        &self,
-        store: &StoreUid,
-        member: DataUuid,
-        reign: &Reign,
-        upstream: Endpoint,
-        primary: Endpoint,
-    ) -> Result<bool, MemberError> {
-        let mut inner = self.0.lock();
-        match inner.record.follow(store, member, reign, upstream, primary)? {
-            Following::Unchanged => Ok(false),
-            Following::Start(next) => {
-                let new_promise = next.promised != inner.record.promised;
-                inner.leading = None;
-                inner.store(*next, new_promise)?;
-                Ok(true)
-            }
-        }
+    /// Takes what was heard or done and has no effects of its own: beats, echoes, fsyncs, answers about the Lease.
+    pub fn hear(&self, event: Event) {
+        let mut inner = self.inner.lock();
+        let mut effects = Vec::new();
+        // Only orders are refused.
+        let _ = inner.role.step(clock::boot_ms(), event, &mut effects);
+        debug_assert!(effects.is_empty(), "{effects:?}");
+        self.publish(&inner.role);
     }
 
-    /// This process leads `reign` from now on, unless a newer one was promised meanwhile.
-    ///
-    /// # Errors
-    /// [`OrderRefusal::OlderReign`] then.
-    pub fn lead(&self, reign: &Reign) -> Result<(), OrderRefusal> {
-        let mut inner = self.0.lock();
-        match &inner.record.promised {
-            Some(promised) if promised == reign => {
-                inner.leading = Some(reign.to_ref());
-                Ok(())
-            }
-            promised => Err(OrderRefusal::OlderReign {
-                order: reign.epoch,
-                promised: promised.as_ref().map_or(reign.epoch, |p| p.epoch),
-            }),
-        }
+    /// The beat that a primary sends now.
+    #[must_use]
+    pub fn beat(&self) -> Option<BeatOut> {
+        self.inner.lock().role.beat(clock::boot_ms())
     }
 
-    /// Stores a promise to a reign that was met at the upstream. Answers false if it was promised already.
-    ///
-    /// # Errors
-    /// As [`MemberState::promote`].
-    pub fn promise(&self, reign: &Reign) -> Result<bool, MemberError> {
-        let mut inner = self.0.lock();
-        let Some(next) = inner.record.promise(reign)? else { return Ok(false) };
-        inner.store(next, true)?;
-        Ok(true)
+    /// Tells the loops what holds. Under the lock, so that an older view never follows a newer one.
+    fn publish(&self, role: &Role) {
+        self.store.gate.publish(role.serving(), role.frozen_until_ms());
+    }
+
+    /// A prefix's floor.
+    #[must_use]
+    pub fn floor(&self, prefix: PrefixUuid) -> Option<Position> {
+        self.inner.lock().stored.floors.get(&prefix).copied()
     }
 
     /// Raises a prefix's floor; it never sinks.
@@ -110,19 +92,10 @@ impl MemberState {
     /// # Errors
     /// If the slot can't be written.
     pub fn raise_floor(&self, prefix: PrefixUuid, floor: Position) -> Result<(), SlotError> {
-        let mut inner = self.0.lock();
-        if inner.record.floors.get(&prefix).is_some_and(|f| *f >= floor) {
-            return Ok(());
-        }
-        let mut next = inner.record.clone();
-        next.floors.insert(prefix, floor);
-        inner.store(next, false)
-    }
-
-    /// A prefix's floor.
-    #[must_use]
-    pub fn floor(&self, prefix: PrefixUuid) -> Option<Position> {
-        self.0.lock().record.floors.get(&prefix).copied()
+        self.change().amend(|record| {
+            let now = record.floors.entry(prefix).or_insert(floor);
+            *now = floor.max(*now);
+        })
     }
 
     /// Forgets the floors that `keep` does not want.
@@ -130,13 +103,7 @@ impl MemberState {
     /// # Errors
     /// If the slot can't be written.
     pub fn keep_floors(&self, keep: impl Fn(PrefixUuid, Position) -> bool) -> Result<(), SlotError> {
-        let mut inner = self.0.lock();
-        if inner.record.floors.iter().all(|(prefix, floor)| keep(*prefix, *floor)) {
-            return Ok(());
-        }
-        let mut next = inner.record.clone();
-        next.floors.retain(|prefix, floor| keep(*prefix, *floor));
-        inner.store(next, false)
+        self.change().amend(|record| record.floors.retain(|prefix, floor| keep(*prefix, *floor)))
     }
 
     /// Notes a clean stop; the last write of a process.
@@ -144,21 +111,55 @@ impl MemberState {
     /// # Errors
     /// If the slot can't be written.
     pub fn stop_cleanly(&self, boot_id: String) -> Result<(), SlotError> {
-        let mut inner = self.0.lock();
-        let mut next = inner.record.clone();
-        next.clean_stop = Some(boot_id);
-        inner.store(next, false)
+        self.change().amend(|record| record.clean_stop = Some(boot_id))
     }
 }
 
-impl Inner {
-    fn store(&mut self, next: MemberRecord, both: bool) -> Result<(), SlotError> {
-        if both {
-            self.slots.write_both(&next)?;
-        } else {
-            self.slots.write(&next)?;
+impl Change<'_> {
+    /// Decides about an event. What it answers must be done in order, before the change is over.
+    ///
+    /// # Errors
+    /// A refused order; nothing changed.
+    pub fn step(&mut self, event: Event) -> Result<Vec<Effect>, OrderRefusal> {
+        let mut inner = self.state.inner.lock();
+        let mut effects = Vec::new();
+        inner.role.step(clock::boot_ms(), event, &mut effects)?;
+        self.state.publish(&inner.role);
+        Ok(effects)
+    }
+
+    /// What acknowledgements allow by now.
+    pub fn progress(&mut self, acks: &Mutex<AckTable>) -> Vec<Effect> {
+        let acks = acks.lock();
+        let mut inner = self.state.inner.lock();
+        let mut effects = Vec::new();
+        inner.role.progress(&acks, &mut effects);
+        self.state.publish(&inner.role);
+        effects
+    }
+
+    /// Stores what was decided, in both slots.
+    ///
+    /// # Errors
+    /// If a slot can't be written: the role is ahead of the disk then, and the process must end.
+    pub fn store(&mut self, record: &MemberRecord) -> Result<(), SlotError> {
+        self.slots.write_both(record)?;
+        self.state.inner.lock().stored = record.clone();
+        Ok(())
+    }
+
+    /// Changes what concerns no promise. Nothing is written if nothing changes.
+    fn amend(&mut self, change: impl FnOnce(&mut MemberRecord)) -> Result<(), SlotError> {
+        let now = self.state.record();
+        let mut next = now.clone();
+        change(&mut next);
+        if next == now {
+            return Ok(());
         }
-        self.record = next;
+        self.slots.write(&next)?;
+        let mut inner = self.state.inner.lock();
+        inner.role.replace_record(next.clone());
+        inner.stored = next;
         Ok(())
     }
 }

@@ -62,7 +62,8 @@ struct Target {
 
 fn target(shared: &Shared) -> Option<Target> {
     let role = shared.ctx.store.role();
-    let reign = role.reign.as_ref().filter(|_| !role.is_primary)?;
+    // A sealed member owes nothing to the primary of a lower epoch, and promises it nothing.
+    let reign = role.reign.as_ref().filter(|_| !role.is_primary && role.sealed.is_none())?;
     let ordered = role.primary.as_ref().map(|p| p.replication.clone()).filter(|a| !a.is_empty());
     let address = ordered.or_else(|| shared.primary_hint(reign.to_ref()))?;
     Some(Target { address, primary: reign.primary, reign: reign.to_ref() })
@@ -128,7 +129,10 @@ async fn session(shared: &Shared, to: &Target) -> Result<(), LinkError> {
         tokio::select! {
             heard = tokio::time::timeout(ctx.tuning.silence, incoming.message()) => {
                 let message = heard.map_err(|_| LinkError::Silent)??.ok_or(LinkError::Closed)?;
-                heard_primary(ctx, to, &message)?;
+                if heard_primary(ctx, to, &message)? {
+                    // Its promise goes back at once: it counts from the beat's sending.
+                    send_moved(shared, to, &tx).await?;
+                }
             }
             () = shared.acks.notify.notified() => {
                 if shared.acks.restarts.load(Ordering::Acquire) != restarts {
@@ -146,7 +150,8 @@ async fn session(shared: &Shared, to: &Target) -> Result<(), LinkError> {
     }
 }
 
-fn heard_primary(ctx: &ReplicationCtx, to: &Target, message: &v1::PrimaryBeat) -> Result<(), LinkError> {
+/// Takes a message of the primary; answers whether it was a beat.
+fn heard_primary(ctx: &ReplicationCtx, to: &Target, message: &v1::PrimaryBeat) -> Result<bool, LinkError> {
     if let Some(hello) = &message.hello {
         check_upstream(&ctx.own(Some(to.primary)), &hello_from(hello)?)?;
     }
@@ -155,7 +160,14 @@ fn heard_primary(ctx: &ReplicationCtx, to: &Target, message: &v1::PrimaryBeat) -
         return Err(LinkError::Closed);
     }
     ctx.store.note_heard_primary();
-    Ok(())
+    if message.sent_at_ms == 0 {
+        return Ok(false);
+    }
+    ctx.member.heard(to.reign, message.sent_at_ms);
+    if message.serving {
+        ctx.store.note_heard_serving();
+    }
+    Ok(true)
 }
 
 async fn send_moved(shared: &Shared, to: &Target, tx: &mpsc::Sender<v1::MemberBeat>) -> Result<(), LinkError> {
@@ -173,6 +185,7 @@ fn beat(ctx: &ReplicationCtx, reign: ReignRef, acks: Vec<v1::Ack>) -> v1::Member
         reign: Some(reign_ref_to(reign)),
         acks,
         sent_at_ms: clock::wall_ms(),
+        promise_for_ms: ctx.member.echo(),
     }
 }
 

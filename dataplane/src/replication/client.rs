@@ -48,6 +48,8 @@ pub(super) enum LinkError {
     Session(#[from] SessionError),
     #[error("promise the upstream's reign: {0}")]
     Promise(String),
+    #[error("follow upstream: it is sealed and leads nothing yet")]
+    OnlySealed,
     #[error("too many messages wait for the upstream")]
     Overflow,
 }
@@ -65,6 +67,7 @@ impl LinkError {
             | Self::Wire(_)
             | Self::Session(_)
             | Self::Promise(_)
+            | Self::OnlySealed
             | Self::Overflow => false,
         }
     }

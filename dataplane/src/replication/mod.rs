@@ -37,7 +37,8 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use parovoz_dataplane_core::acks::{AckTable, FollowerProgress, Retention};
 use parovoz_dataplane_core::follower::Own;
-use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, Reign};
+use parovoz_dataplane_core::role::BeatOut;
+use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, Reign, ReignRef};
 use parovoz_engine::Engine;
 use parovoz_proto::{MIN_PROTOCOL_VERSION, PROTOCOL_VERSION};
 
@@ -88,6 +89,21 @@ pub trait MemberHooks: Send + Sync + std::fmt::Debug {
     /// A prefix's floor, if it has one: below it nothing is acknowledged.
     fn floor(&self, prefix: PrefixUuid) -> Option<Position>;
 
+    /// The beat that this primary sends to a replica now; `None` = none, its disk does not work. Never blocks, as all below.
+    fn beat(&self) -> Option<BeatOut>;
+
+    /// A beat of the primary itself came, straight from it.
+    fn heard(&self, reign: ReignRef, sent_at_ms: u64);
+
+    /// The beat that this replica echoes as its promise; 0 = none.
+    fn echo(&self) -> u64;
+
+    /// A replica echoed a beat of this primary.
+    fn echoed(&self, member: DataUuid, reign: ReignRef, sent_at_ms: u64);
+
+    /// Acknowledgements came in.
+    fn acked(&self);
+
     /// What is in memory and on disk may differ: ends the process.
     fn fatal(&self, cause: &str);
 }
@@ -95,8 +111,10 @@ pub trait MemberHooks: Send + Sync + std::fmt::Debug {
 /// Times that tests shorten.
 #[derive(Debug, Clone, Copy)]
 pub struct Tuning {
-    /// Between beats, in both directions.
+    /// Between beats of a stream.
     pub heartbeat: Duration,
+    /// Between a primary's beats to a replica, which promises rest on: several within the time that a promise counts.
+    pub pulse: Duration,
     /// A follower that takes nothing for so long is cut.
     pub send_deadline: Duration,
     /// An upstream that says nothing for so long is given up.
@@ -111,6 +129,7 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_secs(1),
+            pulse: Duration::from_millis(300),
             send_deadline: Duration::from_secs(30),
             silence: Duration::from_secs(10),
             connect: Duration::from_secs(5),
@@ -210,7 +229,7 @@ impl ReplicationCtx {
             min_version: MIN_PROTOCOL_VERSION,
             store: self.store.store_uid.clone(),
             data_uuid: self.store.data_uuid,
-            reign: self.store.role().reign.as_ref().map(Reign::to_ref),
+            reign: self.store.role().promise(),
             wanted,
             path,
         }

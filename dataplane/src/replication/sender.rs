@@ -446,7 +446,7 @@ impl Sender {
 
     async fn beat(&mut self) -> Result<(), Cut> {
         let role = self.ctx.store.role();
-        if role.reign.as_ref().is_none_or(|r| r.to_ref() != self.reign) {
+        if role.promise() != Some(self.reign) {
             return Err(Cut::RoleChanged);
         }
         // A follower that this member itself began to follow would close a cycle: the path changed after the hello.

@@ -58,7 +58,7 @@ pub async fn serve(ctx: Arc<ReplicationCtx>, listener: TcpListener, stop: Cancel
     ctx.dirs.clear_checkpoints()?;
     let snapshots = Arc::new(Snapshots::new(ctx.clone()));
     let keeper = tokio::spawn(keep_house(ctx.clone(), snapshots.clone(), stop.clone()));
-    let service = ReplicationServer::new(Service { ctx, snapshots: snapshots.clone(), stop: stop.clone() });
+    let service = ReplicationServer::new(Service { ctx, snapshots: snapshots.clone() });
     // Nagle's algorithm would hold small frames back.
     let incoming = TcpListenerStream::new(listener);
     let served = tonic::transport::Server::builder()
@@ -108,7 +108,7 @@ async fn keep_house(ctx: Arc<ReplicationCtx>, snapshots: Arc<Snapshots>, stop: C
     let mut was_primary = false;
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return ctx.store.cut_streams(),
             _ = tick.tick() => {}
         }
         let now_ms = clock::boot_ms();
@@ -137,27 +137,43 @@ async fn keep_house(ctx: Arc<ReplicationCtx>, snapshots: Arc<Snapshots>, stop: C
 struct Service {
     ctx: Arc<ReplicationCtx>,
     snapshots: Arc<Snapshots>,
-    stop: CancellationToken,
 }
 
 type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
-    /// Checks a follower's hello; answers who it is and this member's reign.
-    fn admit(&self, hello: Option<&v1::Hello>) -> Result<(PeerHello, Reign), Status> {
+    /// See [`admit`].
+    fn admit(&self, hello: Option<&v1::Hello>) -> Result<Admitted, Status> {
         admit(&self.ctx, hello)
     }
 }
 
-/// Checks a follower's hello; answers who it is and this member's reign.
-pub(super) fn admit(ctx: &ReplicationCtx, hello: Option<&v1::Hello>) -> Result<(PeerHello, Reign), Status> {
+/// A follower whose hello was checked.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub peer: PeerHello,
+    /// What this member serves it under.
+    pub reign: ReignRef,
+    /// The whole of it; `None` = this member is only sealed, and completes others that are sealed for the same.
+    pub whole: Option<Reign>,
+}
+
+/// Checks a follower's hello. A sealed member serves only who is sealed for exactly the same reign.
+pub(super) fn admit(ctx: &ReplicationCtx, hello: Option<&v1::Hello>) -> Result<Admitted, Status> {
     let peer = hello_from(hello.ok_or(wire::WireError::Missing("hello"))?)?;
     let own = ctx.own(None);
     let refusal = match check_follower(&own, &peer) {
-        Ok(reign) => match ctx.store.role().reign.clone().filter(|r| r.to_ref() == reign) {
-            Some(whole) => return Ok((peer, whole)),
-            None => return Err(Status::unavailable("the reign of this member is changing")),
-        },
+        Ok(reign) => {
+            let role = ctx.store.role();
+            let whole = role.reign.clone().filter(|r| r.to_ref() == reign && role.sealed.is_none());
+            return match whole {
+                None if role.sealed != Some(reign) => Err(Status::unavailable("the reign of this member is changing")),
+                None if peer.reign != Some(reign) => {
+                    Err(Status::unavailable("this member is sealed, and serves only who is sealed for the same reign"))
+                }
+                whole => Ok(Admitted { peer, reign, whole }),
+            };
+        }
         Err(refusal) => refusal,
     };
     tracing::warn!(peer = %peer.data_uuid, error = %refusal, "refuse a follower");
@@ -191,11 +207,13 @@ impl Replication for Service {
             Some(FromFollower::Hello(hello)) => hello,
             _ => return Err(wire::WireError::Missing("hello").into()),
         };
-        let (peer, reign) = self.admit(Some(&hello))?;
+        // Before the check: a promise that is made in between ends the stream.
+        let token = self.ctx.store.stream_token();
+        let Admitted { peer, reign, whole } = self.admit(Some(&hello))?;
         let (out, receiver) = mpsc::channel(FRAME_QUEUE);
         let mut own = self.ctx.own(Some(peer.data_uuid));
-        own.reign = Some(reign.to_ref());
-        let answer = v1::UpstreamMessage { message: Some(ToFollower::Hello(hello_to(&own, Some(&reign)))) };
+        own.reign = Some(reign);
+        let answer = v1::UpstreamMessage { message: Some(ToFollower::Hello(hello_to(&own, whole.as_ref()))) };
         // The channel is new and empty.
         let _ = out.try_send(Ok(answer));
         let link = Arc::new(Link::default());
@@ -203,8 +221,7 @@ impl Replication for Service {
         tracing::info!(follower = %peer.data_uuid, epoch = %reign.epoch, "begin stream");
         let ended = CancellationToken::new();
         tokio::spawn(read_follower(incoming, link.clone(), to_sender, ended.clone()));
-        let sender =
-            Sender::new(self.ctx.clone(), peer.data_uuid, reign.to_ref(), out, control, link, self.stop.child_token());
+        let sender = Sender::new(self.ctx.clone(), peer.data_uuid, reign, out, control, link, token);
         let ctx = self.ctx.clone();
         tokio::spawn(async move {
             ctx.stats.followers.inc();
@@ -221,32 +238,27 @@ impl Replication for Service {
     ) -> Result<Response<Self::AcknowledgeStream>, Status> {
         let mut incoming = request.into_inner();
         let beat = first(&self.ctx, &mut incoming).await?;
-        let (peer, reign) = self.admit(beat.hello.as_ref())?;
-        if !self.ctx.store.role().is_primary {
+        let stop = self.ctx.store.stream_token();
+        let Admitted { peer, whole, .. } = self.admit(beat.hello.as_ref())?;
+        let Some(reign) = whole.filter(|_| self.ctx.store.role().is_primary) else {
             return Err(Status::failed_precondition("take acknowledgements: this member is not the primary"));
-        }
+        };
         let session = self.ctx.acks.lock().begin_session(peer.data_uuid);
         let (out, receiver) = mpsc::channel(QUEUE);
-        let taker = AckTaker {
-            ctx: self.ctx.clone(),
-            member: peer.data_uuid,
-            session,
-            reign,
-            reported: Instant::now(),
-            stop: self.stop.clone(),
-        };
+        let taker =
+            AckTaker { ctx: self.ctx.clone(), member: peer.data_uuid, session, reign, reported: Instant::now(), stop };
         tokio::spawn(taker.run(beat, incoming, out));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     async fn open_snapshot(&self, request: Request<v1::OpenSnapshotRequest>) -> Result<Response<v1::Snapshot>, Status> {
         let request = request.into_inner();
-        let (peer, reign) = self.admit(request.hello.as_ref())?;
+        let Admitted { peer, reign, whole } = self.admit(request.hello.as_ref())?;
         let mut own = self.ctx.own(Some(peer.data_uuid));
-        own.reign = Some(reign.to_ref());
+        own.reign = Some(reign);
         let prefix = prefix_from(&request.prefix_uuid)?;
         let mut snapshot = self.snapshots.open(peer.data_uuid, prefix, &request.snapshot_id).await?;
-        snapshot.hello = Some(hello_to(&own, Some(&reign)));
+        snapshot.hello = Some(hello_to(&own, whole.as_ref()));
         Ok(Response::new(snapshot))
     }
 
@@ -350,10 +362,11 @@ impl AckTaker {
         own.reign = Some(self.reign.to_ref());
         self.answer(out, Some(hello_to(&own, None))).await?;
         self.take(&first)?;
-        let mut beat = tokio::time::interval(self.ctx.tuning.heartbeat);
+        let mut beat = tokio::time::interval(self.ctx.tuning.pulse);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = stop.cancelled() => return Err(Status::unavailable("this member stops")),
+                () = stop.cancelled() => return Err(Status::unavailable("this member stops, or promised another reign")),
                 message = incoming.message() => {
                     let message = message?.ok_or_else(|| Status::unavailable("the member closed its stream"))?;
                     self.take(&message)?;
@@ -369,8 +382,17 @@ impl AckTaker {
         hello: Option<v1::Hello>,
     ) -> Result<(), Status> {
         self.check_role()?;
-        let beat =
-            v1::PrimaryBeat { hello, reign: Some(reign_ref_to(self.reign.to_ref())), sent_at_ms: clock::wall_ms() };
+        // A hello goes out in any case; without a working disk it carries no beat.
+        let beat = self.ctx.member.beat().filter(|beat| beat.reign == self.reign.to_ref());
+        if beat.is_none() && hello.is_none() {
+            return Ok(());
+        }
+        let beat = v1::PrimaryBeat {
+            hello,
+            reign: Some(reign_ref_to(self.reign.to_ref())),
+            sent_at_ms: beat.map_or(0, |beat| beat.sent_at_ms),
+            serving: beat.is_some_and(|beat| beat.serving),
+        };
         match tokio::time::timeout(self.ctx.tuning.send_deadline, out.send(Ok(beat))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Status::unavailable("the member closed its stream")),
@@ -393,6 +415,9 @@ impl AckTaker {
         if reign != self.reign.to_ref() {
             return Err(Status::failed_precondition("the member acknowledges under another reign"));
         }
+        if beat.promise_for_ms > 0 {
+            self.ctx.member.echoed(self.member, reign, beat.promise_for_ms);
+        }
         self.ctx.stats.acks_received.inc();
         let required = self.ctx.store.role().required_acks();
         for ack in &beat.acks {
@@ -410,6 +435,9 @@ impl AckTaker {
             {
                 self.ctx.store.wake_loop(prefix.shard);
             }
+        }
+        if !beat.acks.is_empty() {
+            self.ctx.member.acked();
         }
         if !beat.acks.is_empty() && self.reported.elapsed() >= REPORT_PAUSE {
             self.reported = Instant::now();

@@ -1,6 +1,6 @@
 //! One session with the upstream: carries messages between the wire, the pure state machine and the apply threads.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -70,9 +70,21 @@ async fn open(
     };
     let peer = hello_from(&hello)?;
     let own = ctx.own(upstream.data_uuid);
-    let reign = match check_upstream(&own, &peer)? {
-        Some(newer) => promise(ctx, &hello, newer).await?,
-        None => own.reign.ok_or(WireError::Missing("reign"))?,
+    let theirs = check_upstream(&own, &peer)?;
+    let pull = ctx.store.role().pull.clone();
+    let reign = match (theirs, own.reign) {
+        (None, Some(ours)) if pull.is_some() => ours,
+        // Under a seal only an order to pull lets anything in from one that is only sealed as well.
+        _ if hello.whole_reign.is_none() => return Err(LinkError::OnlySealed),
+        (None, Some(ours)) if ctx.store.role().sealed.is_none() => ours,
+        (newer, ours) => {
+            let newer = newer.or(ours).ok_or(WireError::Missing("reign"))?;
+            tokio::select! {
+                // Whoever stops the follower may hold what the promise needs.
+                () = shared.stop.cancelled() => return Ok(None),
+                promised = promise(ctx, &hello, newer) => promised?,
+            }
+        }
     };
     let (link, reports) = SessionLink::new();
     let core = Session::new(reign, ctx.store.settings.load().max_batch_bytes, ctx.largest_batch());
@@ -83,6 +95,7 @@ async fn open(
     let live = Live {
         shared: shared.clone(),
         upstream: upstream.clone(),
+        pull,
         peer: peer.data_uuid,
         upstream_is_primary,
         reign,
@@ -108,7 +121,7 @@ async fn promise(ctx: &Arc<ReplicationCtx>, hello: &v1::Hello, newer: ReignRef) 
     let hooks = ctx.clone();
     let promised = tokio::task::spawn_blocking(move || hooks.member.promise(&whole)).await;
     promised.map_err(|_| LinkError::Promise("cut off".into()))?.map_err(LinkError::Promise)?;
-    if ctx.store.role().reign.as_ref().map(Reign::to_ref) == Some(newer) {
+    if ctx.store.role().promise() == Some(newer) {
         Ok(newer)
     } else {
         Err(LinkError::Promise("the reign changed again meanwhile".into()))
@@ -119,6 +132,8 @@ async fn promise(ctx: &Arc<ReplicationCtx>, hello: &v1::Hello, newer: ReignRef) 
 struct Live {
     shared: Arc<Shared>,
     upstream: Endpoint,
+    /// Only these prefixes, under a seal.
+    pull: Option<Arc<BTreeMap<PrefixUuid, Position>>>,
     peer: DataUuid,
     upstream_is_primary: bool,
     reign: ReignRef,
@@ -190,7 +205,8 @@ impl Live {
         let role = self.ctx().store.role();
         !role.is_primary
             && role.upstream.as_ref() == Some(&self.upstream)
-            && role.reign.as_ref().map(Reign::to_ref) == Some(self.reign)
+            && role.promise() == Some(self.reign)
+            && role.pull == self.pull
     }
 
     /// Makes the session follow exactly the prefixes that there are and that are not being copied.
@@ -203,7 +219,9 @@ impl Live {
             self.told_durable.remove(&uuid);
             self.step(Event::Forget(uuid))?;
         }
-        for (&uuid, prefix) in &map.by_uuid {
+        let pull = self.pull.clone();
+        let wanted = |uuid: &PrefixUuid| pull.as_ref().is_none_or(|pull| pull.contains_key(uuid));
+        for (&uuid, prefix) in map.by_uuid.iter().filter(|(uuid, _)| wanted(uuid)) {
             self.prefixes.entry(uuid).or_insert_with(|| prefix.clone());
             let state = self.core.state(uuid);
             let has_copy = prefix.copy().is_some();

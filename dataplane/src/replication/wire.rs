@@ -34,11 +34,16 @@ pub fn position_to(p: Position) -> v1::Position {
 }
 
 /// An absent position is the one before the first record.
-pub(super) fn position_from(p: Option<v1::Position>) -> Position {
+#[must_use]
+pub fn position_from(p: Option<v1::Position>) -> Position {
     p.map_or(Position::ZERO, |p| Position::new(p.epoch, p.sequence))
 }
 
-pub(super) fn prefix_from(text: &str) -> Result<PrefixUuid, WireError> {
+/// A prefix's identity from the wire.
+///
+/// # Errors
+/// [`WireError`] if it is malformed.
+pub fn prefix_from(text: &str) -> Result<PrefixUuid, WireError> {
     text.parse().map_err(|_| WireError::Malformed("prefix_uuid"))
 }
 
@@ -46,11 +51,17 @@ pub(super) fn member_from(text: &str) -> Result<DataUuid, WireError> {
     text.parse().map_err(|_| WireError::Malformed("data_uuid"))
 }
 
-pub(super) fn reign_ref_to(r: ReignRef) -> v1::ReignRef {
+/// A reign's name as it goes over the wire.
+#[must_use]
+pub fn reign_ref_to(r: ReignRef) -> v1::ReignRef {
     v1::ReignRef { epoch: r.epoch.0, reign_id: r.reign_id.to_string() }
 }
 
-pub(super) fn reign_ref_from(r: &v1::ReignRef) -> Result<ReignRef, WireError> {
+/// A reign's name from the wire.
+///
+/// # Errors
+/// [`WireError`] if its identity is malformed.
+pub fn reign_ref_from(r: &v1::ReignRef) -> Result<ReignRef, WireError> {
     let reign_id: ReignId = r.reign_id.parse().map_err(|_| WireError::Malformed("reign_id"))?;
     Ok(ReignRef { epoch: Epoch(r.epoch), reign_id })
 }

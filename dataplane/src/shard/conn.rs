@@ -222,6 +222,8 @@ pub(super) enum Pause {
     Credit,
     /// A prefix is being created.
     Creating,
+    /// Writes are frozen.
+    Frozen,
     /// It moves to this loop once all its replies are known.
     Moving(usize),
     /// It is closed once all its replies are written.
@@ -244,6 +246,8 @@ pub(super) struct Session {
     pub(super) move_after: u32,
     /// Already in the list of those that have something to write.
     pub(super) dirty: bool,
+    /// It was served by a primary here, so it is shown no replica's data.
+    pub(super) led: bool,
 }
 
 impl Session {
@@ -287,6 +291,7 @@ impl Conn {
                 streak: (0, 0),
                 move_after: 64,
                 dirty: false,
+                led: false,
             },
             readable: true,
             ending: false,

@@ -109,6 +109,22 @@ impl Dispatcher {
         if self.exec.shared.store.is_loading() && reads_data(kind) {
             return self.refuse(session, &Refusal::LoadingStore);
         }
+        if kind.spec().first_key != 0 || matches!(kind, CommandKind::Scan | CommandKind::DbSize | CommandKind::FlushDb)
+        {
+            let writes = kind.spec().writes();
+            if writes && self.exec.is_frozen() {
+                session.pause = Pause::Frozen;
+                return Step::Again;
+            }
+            if let Err(refusal) = self.exec.admit(writes, session.led) {
+                if session.led && !self.exec.primary && !matches!(refusal, Refusal::Fenced) {
+                    // Its client believes to talk to the primary: it has to look anew for who that is.
+                    session.pause = Pause::Closing;
+                }
+                return self.refuse(session, &refusal);
+            }
+            session.led |= self.exec.primary;
+        }
         match *command {
             Command::MGet(keys) => self.many(session, kind, command, &keys, 1, raw),
             Command::Exists(keys) => self.many(session, kind, command, &keys, 1, raw),
@@ -134,10 +150,6 @@ impl Dispatcher {
         whole: &[u8],
         raw: &[u8],
     ) -> Step {
-        if kind.spec().writes() && !self.exec.primary {
-            let refusal = self.exec.read_only();
-            return self.refuse(session, &refusal);
-        }
         let (target, key) = self.exec.resolve(whole);
         let index = match target {
             Target::Mine(index) => Some(index),
@@ -216,7 +228,7 @@ impl Dispatcher {
         write(&mut requests.bytes);
         let wanted = Wanted::Command { from, to: requests.bytes.len() };
         self.forwarded_bytes += requests.bytes.len() - from;
-        requests.items.push(Forwarded { to, proto, wanted });
+        requests.items.push(Forwarded { to, proto, wanted, led: self.exec.primary });
         self.forwarded += 1;
         if shard != self.exec.shard {
             add(&self.exec.stats().forwarded, 1);
@@ -233,10 +245,6 @@ impl Dispatcher {
         step: usize,
         raw: &[u8],
     ) -> Step {
-        if kind.spec().writes() && !self.exec.primary {
-            let refusal = self.exec.read_only();
-            return self.refuse(session, &refusal);
-        }
         // Groups of keys that are executed apart: per loop, and under W > 0 per prefix, since each waits for its own replicas.
         let by_prefix = self.exec.primary && self.exec.required > 0;
         let mut groups: Vec<(Target, &[u8])> = Vec::new();
@@ -307,10 +315,6 @@ impl Dispatcher {
 
     /// Has every prefix of the store emptied by its loop.
     pub(super) fn flush_all(&mut self, session: &mut Session) -> Step {
-        if !self.exec.primary {
-            let refusal = self.exec.read_only();
-            return self.refuse(session, &refusal);
-        }
         let map = self.exec.shared.store.prefixes();
         if map.by_name.is_empty() {
             Reply::new(session.output.tail().0, session.proto).ok();
@@ -323,6 +327,7 @@ impl Dispatcher {
                 to,
                 proto: session.proto,
                 wanted: Wanted::Flush(prefix.uuid),
+                led: self.exec.primary,
             });
             self.forwarded += 1;
         }
@@ -337,6 +342,8 @@ impl Dispatcher {
             let mut out = std::mem::take(&mut self.replies[home].bytes);
             let from = out.len();
             match item.wanted {
+                // The role changed on the way.
+                _ if item.led && !self.exec.primary => self.exec.refuse_to(&Refusal::Fenced, &mut out),
                 Wanted::Flush(uuid) => self.flush_prefix(uuid, &mut out),
                 Wanted::Command { from, to } => self.parse_and_execute(&requests.bytes[from..to], item.proto, &mut out),
             }

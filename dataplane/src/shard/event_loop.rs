@@ -85,6 +85,8 @@ pub(super) struct EventLoop {
     dirty: Vec<usize>,
     /// Connections that wait for replies of other loops to come back.
     for_credit: Vec<ConnId>,
+    /// Connections whose next command waits until writes are no longer frozen.
+    frozen: Vec<ConnId>,
     creating: HashMap<Box<[u8]>, Vec<ConnId>>,
     /// Scans that show what replicas may not have yet.
     scanned: Vec<(Box<Scanned>, u64)>,
@@ -119,6 +121,7 @@ impl EventLoop {
             again: Vec::new(),
             dirty: Vec::new(),
             for_credit: Vec::new(),
+            frozen: Vec::new(),
             creating: HashMap::new(),
             scanned: Vec::new(),
             parked: 0,
@@ -157,7 +160,10 @@ impl EventLoop {
         if !self.again.is_empty() || self.listening.as_ref().is_some_and(|l| l.ready) {
             return Duration::ZERO;
         }
-        let soon = !self.scanned.is_empty() || !self.dispatch.waits.is_empty() || self.draining_since.is_some();
+        let soon = !self.scanned.is_empty()
+            || !self.dispatch.waits.is_empty()
+            || !self.frozen.is_empty()
+            || self.draining_since.is_some();
         Duration::from_millis(if soon { POLL_MS } else { TICK_MS })
     }
 
@@ -202,6 +208,7 @@ impl EventLoop {
         self.shared.inboxes[self.shard].take(&mut inbox);
         // After the inbox was taken: what others saw before they sent, this loop sees now.
         self.dispatch.exec.begin(wall_ms, boot_ms);
+        self.thaw();
         for message in inbox.drain(..) {
             self.message(message);
         }
@@ -435,8 +442,10 @@ impl EventLoop {
             }
         }
         conn.stalled = !session.may_run();
-        if session.pause == Pause::Credit {
-            self.for_credit.push(session.id);
+        match session.pause {
+            Pause::Credit => self.for_credit.push(session.id),
+            Pause::Frozen => self.frozen.push(session.id),
+            _ => {}
         }
         used
     }

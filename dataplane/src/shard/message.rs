@@ -59,6 +59,8 @@ pub(super) struct Forwarded {
     pub(super) to: ReplyTo,
     pub(super) proto: Proto,
     pub(super) wanted: Wanted,
+    /// The loop that sent it served as the primary.
+    pub(super) led: bool,
 }
 
 /// Requests that one pass hands to one loop.

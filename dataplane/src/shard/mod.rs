@@ -42,6 +42,8 @@ use crate::store::{Store, Wake};
 
 pub use self::message::{Answer, BatchOp, CallError, Request, Value};
 
+/// Between two looks of a call at whether writes are still frozen.
+const FROZEN_LOOK: Duration = Duration::from_millis(2);
 /// A loop that has run no pass for so long hangs.
 const STUCK_MS: u64 = 10_000;
 
@@ -73,6 +75,8 @@ pub(crate) struct Shared {
     drained: Box<[AtomicBool]>,
     /// Per loop: `boot_ms` of its last pass.
     beats: Box<[AtomicU64]>,
+    /// Per loop: `boot_ms` since which its oldest reply has been waiting for replicas; 0 = none waits.
+    waiting_since: Box<[AtomicU64]>,
     calls: Arc<Semaphore>,
 }
 
@@ -151,6 +155,7 @@ impl Shards {
             input_bytes: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             drained: (0..loops).map(|_| AtomicBool::new(false)).collect(),
+            waiting_since: (0..loops).map(|_| AtomicU64::new(0)).collect(),
             beats: (0..loops).map(|_| AtomicU64::new(now)).collect(),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
         });
@@ -238,6 +243,13 @@ impl ShardsHandle {
         silence.enumerate().max_by_key(|(_, ms)| *ms).filter(|(_, ms)| *ms > STUCK_MS)
     }
 
+    /// For how many milliseconds the oldest write has been waiting for replicas; 0 = none waits.
+    #[must_use]
+    pub fn oldest_wait_ms(&self) -> u64 {
+        let since = self.shared.waiting_since.iter().map(|since| since.load(Ordering::Acquire));
+        since.filter(|since| *since > 0).min().map_or(0, |since| clock::boot_ms().saturating_sub(since))
+    }
+
     /// Sets who counts followers; once, at start.
     pub fn set_followers(&self, followers: Arc<dyn FollowerCount>) {
         let _ = self.shared.followers.set(followers);
@@ -254,6 +266,12 @@ impl ShardsHandle {
             return Err(stopped());
         }
         let inbox = self.shared.inboxes.get(prefix.shard).ok_or_else(stopped)?;
+        if !matches!(request, Request::Get { .. } | Request::Has { .. }) {
+            // Frozen writes wait, in no loop's way.
+            while clock::boot_ms() < self.shared.store.gate.frozen_until_ms() {
+                tokio::time::sleep(FROZEN_LOOK).await;
+            }
+        }
         let (sender, answer) = oneshot::channel();
         inbox.push(Message::Call(Box::new(Call {
             prefix: prefix.uuid,

@@ -246,7 +246,7 @@ impl Catalogue {
             return Ok(present);
         }
         let settings = self.store.settings.load();
-        if !self.store.role().is_primary {
+        if !self.store.role().is_primary || !self.store.gate.may_acknowledge(clock::boot_ms()) {
             return Err(CreateError::NotPrimary);
         }
         if settings.prefix_create == PrefixCreate::Declared && !declared {

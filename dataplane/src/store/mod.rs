@@ -1,20 +1,23 @@
 //! What this member holds: its identity, its settings, its role and all its prefixes. Shared by every thread.
 
 pub mod catalogue;
+pub mod gate;
 pub mod prefix;
 pub mod retention;
 pub mod ring;
 pub mod signal;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 pub use parovoz_dataplane_core::member::Endpoint;
-use parovoz_dataplane_core::types::{DataUuid, Limits, Mode, PrefixName, PrefixUuid, Reign, StoreUid};
+use parovoz_dataplane_core::types::{DataUuid, Limits, Position, PrefixName, PrefixUuid, Reign, ReignRef, StoreUid};
+use tokio_util::sync::CancellationToken;
 
+use self::gate::Gate;
 use self::prefix::Prefix;
 use self::ring::RingBudget;
 use crate::clock;
@@ -31,16 +34,25 @@ pub struct RoleView {
     pub primary: Option<Endpoint>,
     /// Whom it follows; `None` on the primary and before its first orders.
     pub upstream: Option<Endpoint>,
+    /// What it is sealed for: it takes nothing from a lower epoch.
+    pub sealed: Option<ReignRef>,
+    /// It led in this process and is sealed: it answers nobody, and writes that wait for replicas go on waiting.
+    pub fenced: bool,
+    /// It completes itself under the seal: only these prefixes, up to these positions, from `upstream`.
+    pub pull: Option<Arc<BTreeMap<PrefixUuid, Position>>>,
 }
 
 impl RoleView {
     /// W: replicas that must hold a write durably before it is answered. 0 in Async.
     #[must_use]
     pub fn required_acks(&self) -> u32 {
-        match &self.reign {
-            Some(reign) if reign.mode == Mode::Quorum => reign.min_sync_replicas,
-            _ => 0,
-        }
+        self.reign.as_ref().map_or(0, Reign::required)
+    }
+
+    /// What this member promised: the seal if there is one, since it is above the reign then.
+    #[must_use]
+    pub fn promise(&self) -> Option<ReignRef> {
+        self.sealed.or_else(|| self.reign.as_ref().map(Reign::to_ref))
     }
 }
 
@@ -111,7 +123,11 @@ pub struct Store {
     pub settings: ArcSwap<Settings>,
     /// Shared by the rings of all prefixes.
     pub ring_budget: Arc<RingBudget>,
+    /// Until when the loops may answer and acknowledge.
+    pub gate: Gate,
     role: ArcSwap<RoleView>,
+    /// Ends the streams and acknowledgements that were begun under an older promise.
+    streams: Mutex<CancellationToken>,
     prefixes: ArcSwap<PrefixMap>,
     /// Grows with every change of role or prefixes: event loops compare it and drop what they cached.
     version: AtomicU64,
@@ -124,6 +140,8 @@ pub struct Store {
     loading: AtomicBool,
     /// `clock::boot_ms` when something was last heard from the primary; 0 = never.
     heard_primary_ms: AtomicU64,
+    /// The same for what it said while it could answer fresh reads.
+    heard_serving_ms: AtomicU64,
     /// Tells the member's shell that a report is due.
     changed: tokio::sync::watch::Sender<u64>,
 }
@@ -144,7 +162,9 @@ impl Store {
             limits,
             settings: ArcSwap::from_pointee(settings),
             ring_budget: RingBudget::new(ring_bytes),
+            gate: Gate::default(),
             role: ArcSwap::default(),
+            streams: Mutex::default(),
             prefixes: ArcSwap::default(),
             version: AtomicU64::new(1),
             changing: Mutex::new(()),
@@ -153,6 +173,7 @@ impl Store {
             creator: OnceLock::new(),
             loading: AtomicBool::new(false),
             heard_primary_ms: AtomicU64::new(0),
+            heard_serving_ms: AtomicU64::new(0),
             changed: tokio::sync::watch::channel(0).0,
         }
     }
@@ -167,6 +188,17 @@ impl Store {
     pub fn set_role(&self, role: RoleView) {
         self.role.store(Arc::new(role));
         self.bump();
+    }
+
+    /// Ends when streams under the present promise must.
+    #[must_use]
+    pub fn stream_token(&self) -> CancellationToken {
+        self.streams.lock().child_token()
+    }
+
+    /// Ends all streams and acknowledgements, in and out, that were begun until now.
+    pub fn cut_streams(&self) {
+        std::mem::take(&mut *self.streams.lock()).cancel();
     }
 
     /// All prefixes.
@@ -279,6 +311,20 @@ impl Store {
     /// Something came from the primary just now.
     pub fn note_heard_primary(&self) {
         self.heard_primary_ms.store(clock::boot_ms(), Ordering::Release);
+    }
+
+    /// A beat came that the primary sent while it could answer fresh reads.
+    pub fn note_heard_serving(&self) {
+        self.heard_serving_ms.store(clock::boot_ms(), Ordering::Release);
+    }
+
+    /// How stale the data of a replica may be, in milliseconds; `None` = nobody knows.
+    #[must_use]
+    pub fn staleness_ms(&self) -> Option<u64> {
+        match self.heard_serving_ms.load(Ordering::Acquire) {
+            0 => None,
+            at => Some(clock::boot_ms().saturating_sub(at)),
+        }
     }
 
     /// Milliseconds since something came from the primary; `None` = never.

@@ -99,11 +99,16 @@ impl Node {
         child.wait().unwrap();
     }
 
-    /// SIGTERM, and the exit status.
-    pub fn terminate(&mut self) -> std::process::ExitStatus {
+    /// Sends a signal to the process.
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let child = self.child.as_ref().expect("runs");
         let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// SIGTERM, and the exit status.
+    pub fn terminate(&mut self) -> std::process::ExitStatus {
+        self.signal(rustix::process::Signal::TERM);
         self.wait_end()
     }
 
@@ -221,15 +226,70 @@ pub async fn reign(epoch: u64, members: &[&Node]) -> v1::Reign {
     }
 }
 
-/// Promotes a member.
-pub async fn promote(node: &Node, reign: &v1::Reign) -> Result<v1::MemberReport, tonic::Status> {
+/// The name of a reign.
+pub fn named(reign: &v1::Reign) -> v1::ReignRef {
+    v1::ReignRef { epoch: reign.epoch, reign_id: reign.reign_id.clone() }
+}
+
+/// Seals a member for a reign to come, on this evidence about the reign that it promised.
+pub async fn seal(
+    node: &Node,
+    reign: &v1::Reign,
+    evidence: v1::SealEvidence,
+) -> Result<v1::MemberReport, tonic::Status> {
+    let report = node.report().await;
+    let order = v1::SealRequest {
+        store_uid: STORE.to_owned(),
+        data_uuid: report.data_uuid,
+        reign: Some(named(reign)),
+        about: report.reign.as_ref().map(named),
+        evidence: evidence.into(),
+    };
+    node.admin().await.seal(order).await.map(tonic::Response::into_inner)
+}
+
+/// What a member votes, by prefix name.
+pub fn votes(report: &v1::MemberReport) -> std::collections::BTreeMap<String, Option<(u64, u64)>> {
+    let vote = |p: &v1::PrefixReport| p.vote.as_ref()?.known.as_ref().map(|k| (k.epoch, k.sequence));
+    report.prefixes.iter().map(|p| (p.name.clone(), vote(p))).collect()
+}
+
+/// Promotes a member that is sealed for the reign, as it stands.
+pub async fn promote_sealed(node: &Node, reign: &v1::Reign) -> Result<v1::MemberReport, tonic::Status> {
+    let report = node.report().await;
     let order = v1::PromoteRequest {
         store_uid: STORE.to_owned(),
-        data_uuid: node.report().await.data_uuid,
+        data_uuid: report.data_uuid.clone(),
         reign: Some(reign.clone()),
-        process_id: String::new(),
+        process_id: report.process_id.clone(),
+        positions: report.prefixes.iter().filter_map(|p| p.vote.clone()).collect(),
+        first: report.reign.is_none(),
     };
     node.admin().await.promote(order).await.map(tonic::Response::into_inner)
+}
+
+/// Seals a member and promotes it.
+pub async fn promote(node: &Node, reign: &v1::Reign) -> Result<v1::MemberReport, tonic::Status> {
+    seal(node, reign, v1::SealEvidence::PrimarySealed).await?;
+    promote_sealed(node, reign).await
+}
+
+/// Waits until a primary serves every prefix, fresh reads included.
+pub async fn served(node: &Node) {
+    within(&format!("{} serves", node.name), async || {
+        let report = node.report().await;
+        let all = !report.prefixes.is_empty() && report.prefixes.iter().all(|p| p.served);
+        (report.phase() == v1::MemberPhase::Serving && all && report.can_acknowledge).then_some(())
+    })
+    .await;
+}
+
+/// A reign as [`reign`] makes it, with writes acknowledged by `required` replicas.
+pub async fn quorum_reign(epoch: u64, required: u32, members: &[&Node]) -> v1::Reign {
+    let mut reign = reign(epoch, members).await;
+    reign.mode = v1::Mode::Quorum.into();
+    reign.min_sync_replicas = required;
+    reign
 }
 
 /// Lets a member follow an upstream.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::node::{Node, caught_up, contents, fill, follow, promote, reign, store_of, within};
+use crate::node::{Node, caught_up, contents, fill, follow, promote, reign, served, store_of, within};
 use parovoz_proto::v1;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,6 +164,7 @@ async fn a_quorum_write_waits_for_a_replica_that_has_it() {
     first.min_sync_replicas = 1;
     promote(&a, &first).await.unwrap();
     follow(&b, &first, &a, &a).await;
+    served(&a).await;
     fill(&a, "p", 0, 500, 100);
     b.kill();
     let mut connection = a.redis();
@@ -172,6 +173,7 @@ async fn a_quorum_write_waits_for_a_replica_that_has_it() {
     assert!(waiting.is_err(), "nobody else has it, so it is not acknowledged");
     b.spawn();
     fill(&a, "p", 500, 10, 100);
+    served(&a).await;
     caught_up(&b, &a).await;
     assert_eq!(contents(&b), contents(&a));
 }

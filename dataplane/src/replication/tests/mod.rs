@@ -89,6 +89,16 @@ impl MemberHooks for TestMember {
     fn floor(&self, prefix: PrefixUuid) -> Option<Position> {
         self.floors.lock().get(&prefix).copied()
     }
+    fn beat(&self) -> Option<BeatOut> {
+        let reign = self.store.lock().as_ref()?.role().reign.as_ref()?.to_ref();
+        Some(BeatOut { reign, sent_at_ms: clock::boot_ms(), serving: true })
+    }
+    fn heard(&self, _: ReignRef, _: u64) {}
+    fn echo(&self) -> u64 {
+        0
+    }
+    fn echoed(&self, _: DataUuid, _: ReignRef, _: u64) {}
+    fn acked(&self) {}
     fn fatal(&self, cause: &str) {
         self.fatal.lock().push(cause.to_owned());
     }
@@ -194,7 +204,7 @@ impl Node {
 
     /// Makes it the primary of `reign`, with an epoch record in each prefix.
     fn lead(&self, reign: &Reign) {
-        let role = RoleView { reign: Some(reign.clone()), is_primary: true, primary: None, upstream: None };
+        let role = RoleView { reign: Some(reign.clone()), is_primary: true, ..RoleView::default() };
         self.store.set_role(role);
         for prefix in self.store.prefixes().by_uuid.values() {
             prefix.begin_epoch(reign.to_ref(), true).unwrap();
@@ -208,6 +218,7 @@ impl Node {
             is_primary: false,
             primary: Some(primary.clone()),
             upstream: Some(upstream),
+            ..RoleView::default()
         });
         if self.follower.is_none() {
             self.follower = Some(Follower::start(self.ctx.clone(), &tokio::runtime::Handle::current()).unwrap());

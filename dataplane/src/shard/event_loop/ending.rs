@@ -15,20 +15,36 @@ use crate::shard::message::{ConnId, Message, Replies, ReplyTo};
 use crate::shard::stats::add;
 
 impl EventLoop {
-    /// Turns the replies of batches that were not committed into errors.
+    /// Lets connections go on once writes are no longer frozen.
+    pub(super) fn thaw(&mut self) {
+        if !self.frozen.is_empty() && !self.dispatch.exec.is_frozen() {
+            for id in std::mem::take(&mut self.frozen) {
+                if let Some(conn) = self.conn(id)
+                    && conn.session.pause == Pause::Frozen
+                {
+                    conn.session.pause = Pause::None;
+                    self.ready.push(id.index as usize);
+                }
+            }
+        }
+    }
+
+    /// Turns the replies of batches that were not committed, and those on which the gate has closed, into errors.
     pub(super) fn replace_failed(&mut self) {
         let failed = self.dispatch.exec.take_failed();
+        let failed = failed.into_iter().map(|(mark, error)| (mark.at, mark.from, mark.to, error));
+        let failed: Vec<_> = failed.chain(self.dispatch.exec.close_gate()).collect();
         let mut done: Vec<MarkAt> = Vec::new();
-        for (mark, error) in &failed {
-            match mark.at {
+        for (at, _, _, error) in &failed {
+            match *at {
                 MarkAt::Item(shard, item) => self.dispatch.replace_item(shard, item, error),
-                MarkAt::Conn(..) if done.contains(&mark.at) => {}
+                MarkAt::Conn(..) if done.contains(at) => {}
                 MarkAt::Conn(id, segment) => {
-                    done.push(mark.at);
+                    done.push(*at);
                     let mut ranges: Vec<(usize, usize, &[u8])> = failed
                         .iter()
-                        .filter(|(m, _)| m.at == mark.at)
-                        .map(|(m, e)| (m.from, m.to, e.as_slice()))
+                        .filter(|(other, ..)| other == at)
+                        .map(|(_, from, to, error)| (*from, *to, error.as_slice()))
                         .collect();
                     ranges.sort_unstable_by_key(|r| r.0);
                     if let Some(bytes) = self.conn(id).and_then(|c| c.session.output.segment(segment)) {
@@ -77,8 +93,12 @@ impl EventLoop {
     pub(super) fn release_scans(&mut self) {
         let gated = self.dispatch.exec.primary && self.dispatch.exec.required > 0;
         let now = clock::boot_ms();
+        let leads = self.dispatch.exec.primary;
         for (scanned, deadline) in std::mem::take(&mut self.scanned) {
-            if !gated || scanned.seen.iter().all(|(prefix, sequence)| prefix.released() >= *sequence) {
+            let led = self.conn(scanned.to.conn).is_some_and(|conn| conn.session.led);
+            if led && (!leads || !self.shared.store.gate.may_read(now)) {
+                self.fill(scanned.to, b"-LOADING this member has stopped leading, try again\r\n");
+            } else if !gated || scanned.seen.iter().all(|(prefix, sequence)| prefix.released() >= *sequence) {
                 self.fill(scanned.to, &scanned.bytes);
             } else if now >= deadline {
                 self.fill(scanned.to, b"-TRYAGAIN not enough replicas confirmed what the scan has seen\r\n");

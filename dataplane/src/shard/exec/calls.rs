@@ -14,6 +14,12 @@ impl Executor {
     pub(in crate::shard) fn call(&mut self, call: Call) {
         add(&self.stats().calls, 1);
         self.depends.clear();
+        self.changed = false;
+        let writes = !matches!(call.request, Request::Get { .. } | Request::Has { .. });
+        if let Err(refusal) = self.admit(writes, false) {
+            let error = self.call_error(refusal);
+            return call.reply.send(Err(error));
+        }
         let Some(index) = self.state_of(call.prefix) else {
             call.reply.send(Err(CallError::Unavailable("it is not served by this member".to_owned())));
             return;
@@ -23,7 +29,11 @@ impl Executor {
                 let error = self.call_error(refusal);
                 call.reply.send(Err(error));
             }
-            Ok(answer) if self.depends.is_empty() => call.reply.send(Ok(answer)),
+            Ok(answer) if self.depends.is_empty() => {
+                let refusal = self.gate_refusal(false).filter(|_| self.primary);
+                let answer = refusal.map_or(Ok(answer), |refusal| Err(self.call_error(refusal)));
+                call.reply.send(answer);
+            }
             Ok(answer) => self.park(index, Waiter::Call(call.reply, answer)),
         }
     }
@@ -136,9 +146,11 @@ impl Executor {
     pub(super) fn call_error(&self, refusal: Refusal) -> CallError {
         match refusal {
             Refusal::ReadOnly(_) => CallError::NotPrimary(self.primary_client()),
-            Refusal::Loading(_) | Refusal::LoadingStore | Refusal::NotServed(_) => {
-                CallError::Unavailable(refusal.to_string())
-            }
+            Refusal::Loading(_)
+            | Refusal::LoadingStore
+            | Refusal::NotSure
+            | Refusal::Fenced
+            | Refusal::NotServed(_) => CallError::Unavailable(refusal.to_string()),
             Refusal::LongKey { len, limit } => CallError::BadKey(format!("key is {len} bytes, the limit is {limit}")),
             Refusal::LongValue { len, limit } => {
                 CallError::Limit(format!("value is {len} bytes, the limit is {limit}"))

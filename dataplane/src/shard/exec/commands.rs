@@ -34,6 +34,7 @@ impl Executor {
     ) {
         let start = out.len();
         self.depends.clear();
+        self.changed = false;
         let mut reply = Reply::new(out, proto);
         let done = match at.index {
             Some(index) => self.one_key(index, at.key, kind, command, &mut reply),

@@ -6,6 +6,7 @@
 
 mod calls;
 mod commands;
+mod gate;
 mod park;
 mod write;
 
@@ -41,6 +42,10 @@ pub(super) enum Refusal {
     Loading(PrefixName),
     #[error("LOADING this member has not loaded the store's catalogue yet")]
     LoadingStore,
+    #[error("LOADING this member leads but can't be sure at the moment that it still does, try again")]
+    NotSure,
+    #[error("LOADING this member has stopped leading; who leads next is not known yet, try again")]
+    Fenced,
     #[error("TRYAGAIN prefix '{0}' is not served by this member at the moment")]
     NotServed(String),
     #[error("ERR key is {len} bytes, the limit is {limit}")]
@@ -123,6 +128,14 @@ pub(super) struct Executor {
     role: Arc<RoleView>,
     /// Whether this member takes writes.
     pub(super) primary: bool,
+    /// It led and is sealed: it answers nobody.
+    fenced: bool,
+    /// What the gate says at the beginning of this pass.
+    at_begin: gate::AtBegin,
+    /// The present command has put something into a batch.
+    changed: bool,
+    /// Replies of this pass that may go out only if the gate is still open at its end.
+    shown: Vec<gate::Shown>,
     /// W.
     pub(super) required: u32,
     sync: bool,
@@ -164,6 +177,10 @@ impl Executor {
             last_target: Target::Unknown,
             version: 0,
             primary: role.is_primary,
+            fenced: role.fenced,
+            at_begin: gate::AtBegin::default(),
+            changed: false,
+            shown: Vec::new(),
             required: role.required_acks(),
             role,
             sync: true,
@@ -200,6 +217,7 @@ impl Executor {
         self.now_ms = now_ms;
         self.boot_ms = boot_ms;
         self.sync = self.shared.store.settings.load().durability == Durability::Sync;
+        self.look_at_gate();
         self.refresh();
     }
 
@@ -214,13 +232,21 @@ impl Executor {
         self.version = version;
         self.role = self.shared.store.role();
         self.primary = self.role.is_primary;
+        self.fenced = self.role.fenced;
         self.required = self.role.required_acks();
         self.refresh_prefixes();
         for index in 0..self.states.len() {
             self.forget(index);
+            if self.fenced && !self.states[index].gone {
+                // Whoever leads next decides what becomes of what waits.
+                continue;
+            }
             if !self.primary || self.states[index].gone {
                 self.abandon(index, "this member is no longer the prefix's primary");
-            } else if self.required == 0 {
+                continue;
+            }
+            self.abandon_lost(index);
+            if self.required == 0 && self.at_begin.may_write {
                 // The new reign needs no replica, and what was committed is in its history.
                 let prefix = &self.states[index].prefix;
                 prefix.release(prefix.applied());

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use parovoz_dataplane_core::resp::reply::reply_len;
-use parovoz_dataplane_core::types::{Position, Sequence};
+use parovoz_dataplane_core::types::Position;
 
 use super::{Executor, Refusal};
 use crate::shard::message::{Answer, CallReply, ConnId, ReplyTo};
@@ -49,7 +49,8 @@ pub(in crate::shard) enum Waiter {
 /// A reply that waits for replicas.
 #[derive(Debug)]
 struct Parked {
-    until: Sequence,
+    /// Up to here, in this very history: another reign may have put another record in its place.
+    until: Position,
     deadline: u64,
     waiter: Waiter,
 }
@@ -57,8 +58,8 @@ struct Parked {
 /// What waits on one prefix.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    /// For the commit of the batch under way.
-    commit: Vec<Waiter>,
+    /// For the commit of the batch under way; with whether they have a change of their own in it.
+    commit: Vec<(Waiter, bool)>,
     /// For replicas, in order.
     replicas: VecDeque<Parked>,
 }
@@ -75,14 +76,20 @@ impl Executor {
     /// Under W > 0 a command concerns one prefix only (others are split before), whose index is answered.
     pub(in crate::shard) fn settle(&mut self, at: MarkAt, from: usize, to: usize) -> Option<usize> {
         if self.depends.is_empty() {
+            self.show(at, from, to);
             return None;
         }
         if self.required > 0 {
             let index = self.depends[0];
             self.depends.clear();
             let behind = self.states[index].prefix.released() < self.latest(index);
-            return (self.states[index].builder.count() > 0 || behind).then_some(index);
+            if self.states[index].builder.count() > 0 || behind {
+                return Some(index);
+            }
+            self.show(at, from, to);
+            return None;
         }
+        self.show(at, from, to);
         for index in self.depends.drain(..) {
             let batch = self.states[index].batch;
             match self.marks.last_mut() {
@@ -98,7 +105,8 @@ impl Executor {
 
     /// Keeps a reply until a prefix's batch is committed and, under W > 0, held by replicas.
     pub(in crate::shard) fn park(&mut self, index: usize, waiter: Waiter) {
-        self.states[index].waiting.commit.push(waiter);
+        let changed = self.changed;
+        self.states[index].waiting.commit.push((waiter, changed));
         if !self.touched.contains(&index) {
             // So that the end of the pass looks at it even if its copy is gone.
             self.touched.push(index);
@@ -114,11 +122,20 @@ impl Executor {
         let now_at = self.states[index].prefix.position_at(latest);
         let deadline = self.boot_ms + PARKED_MS;
         let waiting = std::mem::take(&mut self.states[index].waiting.commit);
-        for mut waiter in waiting {
+        let refusals = [false, true].map(|changed| self.gate_refusal(changed));
+        for (mut waiter, changed) in waiting {
+            // What only was read is no proof of leading, and under W = 0 a commit is none either.
+            if (!changed || self.required == 0)
+                && self.primary
+                && let Some(refusal) = refusals[usize::from(changed)].clone()
+            {
+                self.refuse(waiter, &refusal);
+                continue;
+            }
             if let Waiter::Call(_, Answer::Written { position: at, .. }) = &mut waiter {
                 *at = position.unwrap_or(now_at);
             }
-            let until = position.map_or(latest, |p| p.sequence);
+            let until = position.unwrap_or(now_at);
             self.states[index].waiting.replicas.push_back(Parked { until, deadline, waiter });
         }
         self.release(index);
@@ -126,11 +143,14 @@ impl Executor {
 
     /// Lets go what replicas have by now.
     fn release(&mut self, index: usize) {
+        if self.fenced {
+            return;
+        }
         let state = &mut self.states[index];
         let released = state.prefix.released();
         let gated = self.primary && self.required > 0;
         while let Some(front) = state.waiting.replicas.front() {
-            if gated && front.until > released {
+            if gated && front.until.sequence > released {
                 break;
             }
             match state.waiting.replicas.pop_front().map(|p| p.waiter) {
@@ -157,7 +177,31 @@ impl Executor {
             self.give_up(late, "not enough replicas confirmed it in time; it may or may not survive");
         }
         self.stats().parked.store(left as u64, std::sync::atomic::Ordering::Relaxed);
+        let waited = self.oldest_wait_ms();
+        let since = if left == 0 { 0 } else { self.boot_ms - waited };
+        self.shared.waiting_since[self.shard].store(since, std::sync::atomic::Ordering::Release);
         left
+    }
+
+    /// Answers what waited for a record that is not in the history any more: this member leads again, and meanwhile took
+    /// another one's place in it.
+    pub(super) fn abandon_lost(&mut self, index: usize) {
+        let state = &mut self.states[index];
+        let waiting = std::mem::take(&mut state.waiting.replicas);
+        let prefix = state.prefix.clone();
+        let (kept, lost): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|p| prefix.position_at(p.until.sequence) == p.until);
+        self.states[index].waiting.replicas = kept.into();
+        self.give_up(
+            lost.into_iter().map(|p| p.waiter).collect(),
+            "it is not in the history of the reign that followed",
+        );
+    }
+
+    /// Milliseconds for which the oldest reply has been waiting for replicas; 0 = none waits.
+    pub(in crate::shard) fn oldest_wait_ms(&self) -> u64 {
+        let oldest = self.states.iter().filter_map(|s| s.waiting.replicas.front()).map(|p| p.deadline).min();
+        oldest.map_or(0, |deadline| self.boot_ms.saturating_sub(deadline.saturating_sub(PARKED_MS)))
     }
 
     /// Answers everything that waits for replicas of a prefix with "nobody knows".
@@ -175,7 +219,7 @@ impl Executor {
 
     /// The batch that replies waited for was not committed.
     pub(super) fn fail_waiting(&mut self, index: usize, refusal: &Refusal) {
-        for waiter in std::mem::take(&mut self.states[index].waiting.commit) {
+        for (waiter, _) in std::mem::take(&mut self.states[index].waiting.commit) {
             self.refuse(waiter, refusal);
         }
     }
@@ -202,7 +246,7 @@ impl Executor {
     }
 }
 
-fn refusal_bytes(refusal: &Refusal) -> Vec<u8> {
+pub(super) fn refusal_bytes(refusal: &Refusal) -> Vec<u8> {
     let mut bytes = Vec::new();
     parovoz_dataplane_core::resp::Reply::new(&mut bytes, Default::default()).error(&refusal.to_string());
     bytes

@@ -31,6 +31,7 @@ impl Executor {
 
     /// Sets a key; `expires_at_ms` 0 = never.
     pub(super) fn put(&mut self, index: usize, hash: u64, key: &[u8], value: &[u8], expires_at_ms: u64) {
+        self.changed = true;
         let state = &mut self.states[index];
         state.builder.put_value(key, value, (expires_at_ms > 0).then_some(expires_at_ms));
         let object = Cached { value: Some(value), expires_at_ms };
@@ -47,6 +48,7 @@ impl Executor {
 
     /// Deletes a key.
     pub(super) fn delete(&mut self, index: usize, hash: u64, key: &[u8]) {
+        self.changed = true;
         let state = &mut self.states[index];
         state.builder.delete(key);
         self.cache.insert(hash, state.cache_owner, key, Cached { value: None, expires_at_ms: 0 });
@@ -56,6 +58,7 @@ impl Executor {
     /// Deletes everything in a prefix.
     pub(in crate::shard) fn flush(&mut self, index: usize) -> Result<(), Refusal> {
         self.prepare(index, 0)?;
+        self.changed = true;
         // Above every key that the limit allows.
         let end = vec![0xFF; self.limits.key.max(8 << 10) + 1];
         let state = &mut self.states[index];
@@ -111,6 +114,7 @@ impl Executor {
         let name = &self.states[index].prefix.name;
         match error {
             CommitError::NotPrimary if self.shared.store.role().is_primary => Refusal::NotServed(name.to_string()),
+            CommitError::NotPrimary if self.shared.store.role().fenced => Refusal::Fenced,
             CommitError::NotPrimary => self.read_only(),
             CommitError::Closed => Refusal::Loading(name.clone()),
             CommitError::Engine(e) => {

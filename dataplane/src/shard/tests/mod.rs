@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 use parovoz_dataplane_core::history::EpochHistory;
+use parovoz_dataplane_core::lease::Serving;
 use parovoz_dataplane_core::types::{DataUuid, Epoch, Limits, Mode, PrefixName, PrefixUuid, Reign, ReignId, StoreUid};
 use parovoz_engine::memory::MemoryEngine;
 use parovoz_engine::rocks::{RocksEngine, RocksSettings};
@@ -136,7 +137,9 @@ impl Rig {
             refuse: AtomicBool::new(false),
         });
         store.set_creator(maker.clone());
-        store.set_role(RoleView { reign: Some(reign.clone()), is_primary: true, primary: None, upstream: None });
+        store.set_role(RoleView { reign: Some(reign.clone()), is_primary: true, ..RoleView::default() });
+        let open = Serving { read_until_ms: u64::MAX, acknowledge_until_ms: u64::MAX };
+        store.gate.publish(open, 0);
         let words = ["x", "--store-uid", "s", "--listen", "127.0.0.1", "--resp-port", "0"];
         let mut args = Cli::parse_from(words).run;
         args.max_connections = plan.max_connections;
@@ -174,6 +177,7 @@ impl Rig {
             is_primary: false,
             primary: Some(primary.clone()),
             upstream: Some(primary),
+            ..RoleView::default()
         });
     }
 

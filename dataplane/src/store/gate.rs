@@ -1,0 +1,40 @@
+//! What the event loops must know of the reign at every pass, in three atomics: until when they may do what.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parovoz_dataplane_core::lease::Serving;
+
+/// Times are `clock::boot_ms`, exclusive; 0 = not at all. Written by the member's state alone.
+#[derive(Debug, Default)]
+pub struct Gate {
+    read_until_ms: AtomicU64,
+    acknowledge_until_ms: AtomicU64,
+    frozen_until_ms: AtomicU64,
+}
+
+impl Gate {
+    /// What holds from now on.
+    pub fn publish(&self, serving: Serving, frozen_until_ms: u64) {
+        self.read_until_ms.store(serving.read_until_ms, Ordering::SeqCst);
+        self.acknowledge_until_ms.store(serving.acknowledge_until_ms, Ordering::SeqCst);
+        self.frozen_until_ms.store(frozen_until_ms, Ordering::SeqCst);
+    }
+
+    /// Whether a primary may answer what it read before `now_ms`.
+    #[must_use]
+    pub fn may_read(&self, now_ms: u64) -> bool {
+        now_ms < self.read_until_ms.load(Ordering::SeqCst)
+    }
+
+    /// Whether a primary may acknowledge what it committed before `now_ms` (under W > 0: what replicas have as well).
+    #[must_use]
+    pub fn may_acknowledge(&self, now_ms: u64) -> bool {
+        now_ms < self.acknowledge_until_ms.load(Ordering::SeqCst)
+    }
+
+    /// Until when writes wait.
+    #[must_use]
+    pub fn frozen_until_ms(&self) -> u64 {
+        self.frozen_until_ms.load(Ordering::SeqCst)
+    }
+}
