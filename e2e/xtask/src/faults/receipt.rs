@@ -1,11 +1,13 @@
 //! What the store says of its last failover, beside what is really missing.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::env::{MEMBERS, Subject};
+use super::env::Subject;
 use super::kinds::{Kind, Mode};
+use super::load::history::PREFIXES;
 use super::verify::Missing;
 use crate::error::Result;
 use crate::kube::{items, text};
@@ -55,43 +57,50 @@ fn epoch(receipt: &Value) -> Option<i64> {
 }
 
 fn of(receipt: &Value, kind: Kind, mode: Mode, missing: &Missing, bound: u64) -> Receipt {
-    let records: u64 = items(receipt, "/ranges")
-        .iter()
-        .filter_map(|r| {
-            Some(u64::try_from(r.pointer("/last")?.as_i64()? - r.pointer("/first")?.as_i64()? + 1).unwrap_or(0))
-        })
-        .sum();
+    let named = named(receipt);
     let lost = missing.acked.len() as u64;
-    let possible = lost + missing.unknown.len() as u64;
     let word = text(receipt, "/outcome").to_lowercase();
     let said = text(receipt, "/lost");
     let problem = match word.as_str() {
         "none" if lost > 0 => Some(format!("it says none, and {lost} acknowledged records are missing")),
+        "ranges" => inexact(&named, missing).map(|what| format!("{what} ({said})")),
         "none" => None,
-        "ranges" if records < lost => Some(format!("it names {records} records, and {lost} are missing ({said})")),
-        // Registers and epoch records are beside what is looked up.
-        "ranges" if mode == Mode::Async && records > possible + others(kind) => {
-            Some(format!("it names {records} records, and only {possible} can be missing ({said})"))
-        }
-        "ranges" if mode == Mode::Async && lost > bound => {
-            Some(format!("{lost} acknowledged records are missing, and the replicas lagged by {bound} at most"))
-        }
-        "ranges" => None,
         _ if kind.loses_volume() => None,
         _ => Some(format!("the old primary is back, and it still says {said:?}")),
     };
+    let beyond = (mode == Mode::Async && lost > bound)
+        .then(|| format!("{lost} acknowledged records are missing, and the replicas lagged by {bound} at most"));
     let phases = ["suspect", "seal", "promote", "total"].iter().filter_map(|phase| {
         let ms = receipt.pointer(&format!("/phases/{phase}")).and_then(Value::as_i64)?;
         Some(((*phase).to_owned(), ms))
     });
-    Receipt { word, records, phases: phases.collect(), problem }
+    Receipt { word, records: named.values().sum(), phases: phases.collect(), problem: problem.or(beyond) }
 }
 
-/// Records that a lost tail may hold beside those of the loads: writes to registers, and one that begins each epoch in each
-/// prefix.
-fn others(kind: Kind) -> u64 {
-    let seconds = if kind == Kind::IsolatedPrimary { 12 } else { 2 };
-    super::load::history::PREFIXES as u64 + MEMBERS as u64 + seconds * super::load::REGISTER_WRITES
+/// How many records of each prefix a receipt names.
+fn named(receipt: &Value) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for range in items(receipt, "/ranges") {
+        let at = |end: &str| range.pointer(end).and_then(Value::as_u64).unwrap_or(0);
+        *counts.entry(text(range, "/prefix").to_owned()).or_default() += (at("/last") + 1).saturating_sub(at("/first"));
+    }
+    counts
+}
+
+/// Where a receipt names other records than those that are missing: each acknowledged one, and of those that were never
+/// answered some. Prefixes that loads write unique values to have no other records.
+fn inexact(named: &BTreeMap<String, u64>, missing: &Missing) -> Option<String> {
+    (0..PREFIXES).map(|n| format!("w{n}")).find_map(|prefix| {
+        let of = |records: &BTreeMap<String, String>| {
+            records.keys().filter(|key| key.split(':').next() == Some(prefix.as_str())).count() as u64
+        };
+        let (lost, unknown) = (of(&missing.acked), of(&missing.unknown));
+        let said = named.get(&prefix).copied().unwrap_or(0);
+        let fits = (lost..=lost + unknown).contains(&said);
+        (!fits).then(|| {
+            format!("it names {said} records of {prefix}; missing are {lost}, and {unknown} that were not answered")
+        })
+    })
 }
 
 #[cfg(test)]
@@ -103,8 +112,8 @@ mod tests {
     use crate::faults::verify::Missing;
 
     fn missing(count: usize) -> Missing {
-        let acked = (0..count).map(|n| (format!("w0:{n}"), String::new())).collect();
-        Missing { acked, ..Missing::default() }
+        let records = |tag: &str, count: usize| (0..count).map(|n| (format!("w0:{tag}/{n}"), String::new())).collect();
+        Missing { acked: records("a", count), unknown: records("u", 1), ..Missing::default() }
     }
 
     #[test]
@@ -117,6 +126,9 @@ mod tests {
         assert_eq!(of(&ranges, Kind::Kill, Mode::Async, &missing(5), 9).records, 5);
         assert!(of(&ranges, Kind::Kill, Mode::Async, &missing(6), 9).problem.is_some());
         assert!(of(&ranges, Kind::Kill, Mode::Async, &missing(5), 4).problem.is_some());
+        // The one without an answer may be among those lost; more cannot.
+        assert_eq!(of(&ranges, Kind::Kill, Mode::Async, &missing(4), 9).problem, None);
+        assert!(of(&ranges, Kind::Kill, Mode::Async, &missing(3), 9).problem.is_some());
         let unknown = json!({"outcome": "Unknown", "lost": "unknown after (3, 10)"});
         assert!(of(&unknown, Kind::Kill, Mode::Async, &missing(0), 0).problem.is_some());
         assert_eq!(of(&unknown, Kind::VolumeLost, Mode::Async, &missing(0), 0).problem, None);

@@ -21,8 +21,6 @@ use history::{History, Outcome, PREFIXES, Write, key, value};
 const WRITERS: usize = 10;
 /// Writes of one connection in one round at most.
 const MOST: u32 = 200_000;
-/// Writes to registers a second, of all connections.
-pub const REGISTER_WRITES: u64 = registers::WRITERS * registers::RATE;
 /// Pause after a failure, so that a store without a primary is not flooded.
 const AFTER_REFUSAL: Duration = Duration::from_millis(15);
 

@@ -13,11 +13,10 @@ use crate::error::Result;
 use crate::faults::inject::network;
 
 const REGISTERS: u64 = 6;
-/// Connections that write.
-pub const WRITERS: u64 = 2;
+const WRITERS: u64 = 2;
 const READERS: u64 = 3;
 /// Operations a second of each connection.
-pub const RATE: u64 = 60;
+const RATE: u64 = 60;
 const MOST: u64 = 50_000;
 const AFTER_REFUSAL: Duration = Duration::from_millis(15);
 
