@@ -1,0 +1,119 @@
+//! Which states, orders, causes and faults the runs came by.
+
+use std::collections::BTreeMap;
+
+use parovoz_dataplane_core::role::Standing;
+
+use crate::msg::OrderKind;
+
+/// How often each thing was seen.
+#[derive(Debug, Default, Clone)]
+pub struct Coverage(BTreeMap<&'static str, u64>);
+
+impl Coverage {
+    /// It was seen.
+    pub fn hit(&mut self, what: &'static str) {
+        *self.0.entry(what).or_default() += 1;
+    }
+
+    /// Adds what others saw.
+    pub fn add(&mut self, other: &Self) {
+        for (what, count) in &other.0 {
+            *self.0.entry(what).or_default() += count;
+        }
+    }
+
+    /// How often something was seen.
+    #[must_use]
+    pub fn count(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or(0)
+    }
+
+    /// Everything that was seen.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.0.iter().map(|(what, count)| (*what, *count))
+    }
+
+    /// What must be seen and was not.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        WANTED.iter().copied().filter(|what| self.count(what) == 0).collect()
+    }
+}
+
+/// The name of a change of a member's standing.
+#[must_use]
+pub fn standing(from: Standing, to: Standing) -> &'static str {
+    use Standing::{Blank, Fenced, Joining, Leading, Replica, Sealed};
+    match (from, to) {
+        (Blank, Sealed) => "role: blank to sealed",
+        (Blank, Replica) => "role: blank to replica",
+        (Sealed, Joining) => "role: sealed to joining",
+        (Sealed, Replica) => "role: sealed to replica",
+        (Replica, Sealed) => "role: replica to sealed",
+        (Joining, Leading) => "role: joining to leading",
+        (Joining, Fenced) => "role: joining to fenced",
+        (Leading, Fenced) => "role: leading to fenced",
+        (Leading, Replica) => "role: leading to replica",
+        (Fenced, Replica) => "role: fenced to replica",
+        (Fenced, Joining) => "role: fenced to joining",
+        (Joining, Replica) => "role: joining to replica",
+        (Sealed, Leading) => "role: sealed to leading",
+        (Fenced, Leading) => "role: fenced to leading",
+        _ => "role: other",
+    }
+}
+
+/// The name of an order.
+#[must_use]
+pub fn order(kind: &OrderKind) -> &'static str {
+    use parovoz_dataplane_core::member::SealEvidence;
+    match kind {
+        OrderKind::Seal { evidence: SealEvidence::Dead, .. } => "order: seal, primary dead",
+        OrderKind::Seal { evidence: SealEvidence::PrimarySealed, .. } => "order: seal, primary sealed",
+        OrderKind::Seal { evidence: SealEvidence::Silent, .. } => "order: seal, primary silent",
+        OrderKind::Promote { first: true, .. } => "order: promote first",
+        OrderKind::Promote { first: false, .. } => "order: promote",
+        OrderKind::Follow { .. } => "order: follow",
+        OrderKind::Pull { .. } => "order: pull",
+        OrderKind::Freeze { .. } => "order: freeze",
+    }
+}
+
+/// What a long run must have seen.
+pub const WANTED: &[&str] = &[
+    "all served",
+    "bootstrap done",
+    "bootstrap failed",
+    "bootstrap: diverged",
+    "bootstrap: gap",
+    "bootstrap: missing",
+    "crash between effects",
+    "hello refused",
+    "lease lost",
+    "lease renewed",
+    "newer reign met",
+    "order refused",
+    "order: follow",
+    "order: freeze",
+    "order: promote",
+    "order: promote first",
+    "order: pull",
+    "order: seal, primary dead",
+    "order: seal, primary sealed",
+    "order: seal, primary silent",
+    "parked write answered: unknown",
+    "prefix created",
+    "read refused: no promises",
+    "resume refused: diverged",
+    "resume refused: too old",
+    "role: blank to replica",
+    "role: blank to sealed",
+    "role: fenced to replica",
+    "role: leading to fenced",
+    "role: replica to sealed",
+    "role: sealed to replica",
+    "tail pulled",
+    "upstream silent",
+    "write waited for a freeze",
+];
