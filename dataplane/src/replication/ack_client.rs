@@ -86,6 +86,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
         let started = clock::boot_ms();
         let ended = tokio::select! {
             () = shared.stop.cancelled() => return,
+            // At once, whatever the old primary is doing: a new one waits for this member to join.
+            () = replaced(&shared, &target) => Ok(()),
             ended = session(&shared, &target) => ended,
         };
         match ended {
@@ -98,9 +100,20 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 let pause = std::time::Duration::from_millis(backoff.next_ms(jitter()));
                 tokio::select! {
                     () = shared.stop.cancelled() => return,
+                    () = replaced(&shared, &target) => {}
                     () = tokio::time::sleep(pause) => {}
                 }
             }
+        }
+    }
+}
+
+/// Returns once acknowledgements belong to somebody else.
+async fn replaced(shared: &Shared, to: &Target) {
+    let mut changes = shared.ctx.store.changes();
+    while target(shared).as_ref() == Some(to) {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
         }
     }
 }
@@ -140,12 +153,7 @@ async fn session(shared: &Shared, to: &Target) -> Result<(), LinkError> {
                 }
                 send_moved(shared, to, &tx).await?;
             }
-            _ = tick.tick() => {
-                if target(shared).as_ref() != Some(to) {
-                    return Ok(());
-                }
-                send_moved(shared, to, &tx).await?;
-            }
+            _ = tick.tick() => send_moved(shared, to, &tx).await?,
         }
     }
 }

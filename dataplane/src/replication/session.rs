@@ -66,6 +66,8 @@ async fn open(
     };
     let (tx, incoming, hello) = tokio::select! {
         () = shared.stop.cancelled() => return Ok(None),
+        // A dead upstream must not keep this member from the next one.
+        () = reordered(ctx, upstream) => return Ok(None),
         opened = tokio::time::timeout(ctx.tuning.connect * 2, opening) => opened.map_err(|_| LinkError::Silent)??,
     };
     let peer = hello_from(&hello)?;
@@ -110,6 +112,21 @@ async fn open(
         lag: LagLog { applied: HashMap::new(), at: Instant::now(), warned: None },
     };
     Ok(Some((live, incoming)))
+}
+
+/// Returns once the orders name another upstream, or another reign is promised.
+async fn reordered(ctx: &ReplicationCtx, upstream: &Endpoint) {
+    let mut changes = ctx.store.changes();
+    let promise = ctx.store.role().promise();
+    loop {
+        let role = ctx.store.role();
+        if role.upstream.as_ref() != Some(upstream) || role.promise() != promise {
+            return;
+        }
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
 }
 
 /// Promises a newer reign before anything of it is accepted.
