@@ -4,6 +4,7 @@
 
 mod failover;
 mod grpc;
+mod lease;
 mod node;
 mod replication;
 mod single;

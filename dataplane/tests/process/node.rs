@@ -24,6 +24,9 @@ pub struct Node {
     dir: tempfile::TempDir,
     child: Option<Child>,
     pub settings: serde_json::Value,
+    /// More arguments, and more of the environment.
+    pub extra: Vec<String>,
+    pub env: Vec<(String, String)>,
 }
 
 /// 127.x.y.1, another one each time and in each process.
@@ -46,13 +49,19 @@ impl Node {
     }
 
     /// The same with settings.
-    pub fn start_with(name: &str, mut settings: serde_json::Value) -> Self {
+    pub fn start_with(name: &str, settings: serde_json::Value) -> Self {
+        let mut node = Self::new(name, settings);
+        node.spawn();
+        node
+    }
+
+    /// A member with a blank volume, to be started.
+    pub fn new(name: &str, mut settings: serde_json::Value) -> Self {
         // Tests kill on purpose and don't want to wait between restarts.
         settings["recovery"] = serde_json::json!({"maxAttempts": 5, "windowSeconds": 300, "backoffSeconds": 0});
         let dir = tempfile::tempdir().unwrap();
-        let mut node = Self { ip: fresh_ip(), name: name.to_owned(), dir, child: None, settings };
-        node.spawn();
-        node
+        let (extra, env) = (Vec::new(), Vec::new());
+        Self { ip: fresh_ip(), name: name.to_owned(), dir, child: None, settings, extra, env }
     }
 
     /// Its volume.
@@ -74,6 +83,8 @@ impl Node {
             .arg(self.data())
             .arg("--config")
             .arg(&config)
+            .args(&self.extra)
+            .envs(self.env.iter().cloned())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .stdin(Stdio::null())

@@ -179,9 +179,9 @@ fn limits_are_refused_with_clear_errors_and_nothing_else_is_lost() {
 #[test]
 fn a_replica_reads_and_names_the_primary_to_writers() {
     let rig = Rig::new().prefixes(&["a", "b"]);
-    let c = &mut rig.redis();
-    let () = c.set("a:k", 1).unwrap();
+    let () = rig.redis().set("a:k", 1).unwrap();
     rig.become_replica();
+    let c = &mut rig.redis();
     assert_eq!(c.get::<_, i64>("a:k").unwrap(), 1);
     for line in ["SET a:k v", "SET b:k v", "DEL a:k", "INCR a:k", "MSET a:k 1", "FLUSHDB", "SET fresh:k v"] {
         let e = error(c, line);

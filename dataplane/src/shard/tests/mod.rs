@@ -3,6 +3,7 @@
 
 mod commands;
 mod quorum;
+mod reign;
 mod wire;
 
 use std::io::{Read, Write};

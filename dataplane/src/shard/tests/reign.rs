@@ -1,0 +1,116 @@
+//! What clients see while the primary may not serve, is sealed, or is none any more.
+
+use parovoz_dataplane_core::lease::Serving;
+
+use super::*;
+
+const OPEN: Serving = Serving { read_until_ms: u64::MAX, acknowledge_until_ms: u64::MAX };
+
+impl Rig {
+    fn be(&self, is_primary: bool, fenced: bool) {
+        self.store.set_role(RoleView { reign: Some(self.reign.clone()), is_primary, fenced, ..RoleView::default() });
+    }
+}
+
+#[test]
+fn a_primary_behind_a_closed_gate_answers_neither_reads_nor_writes() {
+    for required in [0, 1] {
+        let rig = Rig::with(Plan { required, ..Plan::default() }).prefixes(&["a"]);
+        rig.store.gate.publish(Serving { read_until_ms: 0, acknowledge_until_ms: 0 }, 0);
+        let mut raw = rig.raw();
+        for command in ["GET a:k\r\n", "SET a:k v\r\n", "MGET a:k a:l\r\n", "DBSIZE\r\n", "FLUSHDB\r\n"] {
+            raw.send(command);
+            raw.expect_line("-LOADING this member leads");
+        }
+        raw.send("PING\r\n");
+        raw.expect("+PONG\r\n");
+    }
+}
+
+#[test]
+fn under_w_a_write_needs_no_promise_but_a_read_does() {
+    let rig = Rig::with(Plan { required: 1, ..Plan::default() }).prefixes(&["a"]);
+    rig.store.gate.publish(Serving { read_until_ms: 0, acknowledge_until_ms: u64::MAX }, 0);
+    let mut raw = rig.raw();
+    raw.send("SET a:k v\r\n");
+    wait_until("the write is parked", || rig.sum(|s| &s.parked) == 1);
+    let prefix = rig.store.prefix(b"a").unwrap();
+    prefix.release(prefix.applied());
+    rig.store.wake_loop(prefix.shard);
+    raw.expect("+OK\r\n");
+    raw.send("GET a:k\r\n");
+    raw.expect_line("-LOADING");
+}
+
+#[test]
+fn a_gate_that_closes_during_a_pass_withholds_what_the_pass_has_read_and_written() {
+    // With two loops the second connection's commands are executed by the other loop than its own.
+    for loops in [1, 2] {
+        let rig = Rig::with(Plan { loops, ..Plan::default() }).prefixes(&["a", "b"]);
+        let mut raw = rig.raw();
+        raw.send("SET a:k v\r\nSET b:k v\r\n");
+        raw.expect("+OK\r\n+OK\r\n");
+        // Enough commands for many passes; the gate closes somewhere among them, and never opens again.
+        let burst = "INCR a:n\r\nGET a:k\r\nGET b:k\r\n".repeat(20_000);
+        let mut writer = raw.0.try_clone().unwrap();
+        let sender = std::thread::spawn(move || writer.write_all(burst.as_bytes()));
+        raw.expect(":1\r\n");
+        rig.store.gate.publish(Serving::default(), 0);
+        let mut answers = String::new();
+        while !answers.contains("LOADING") {
+            answers += &raw.take(1);
+        }
+        // After the first refusal nothing is answered as if nothing had happened.
+        let refused = answers.find('-').unwrap();
+        assert!(answers[refused..].starts_with("-LOADING") || answers[refused..].starts_with("-TIMEOUT"), "{answers}");
+        raw.0.shutdown(std::net::Shutdown::Both).unwrap();
+        // Cut off in the middle, most likely.
+        let _ = sender.join().unwrap();
+    }
+}
+
+#[test]
+fn frozen_writes_wait_in_their_connections_and_reads_go_on() {
+    let rig = Rig::new().prefixes(&["a"]);
+    let (mut writer, mut reader) = (rig.raw(), rig.raw());
+    rig.store.gate.publish(OPEN, clock::boot_ms() + 60_000);
+    writer.send("SET a:k v\r\nGET a:k\r\n");
+    reader.send("GET a:k\r\n");
+    reader.expect("$-1\r\n");
+    rig.store.gate.publish(OPEN, 0);
+    writer.expect("+OK\r\n$1\r\nv\r\n");
+}
+
+#[test]
+fn parked_writes_outlive_a_seal_and_are_released_by_the_next_reign_of_the_same_primary() {
+    let rig = Rig::with(Plan { required: 1, ..Plan::default() }).prefixes(&["a"]);
+    let (mut raw, mut other) = (rig.raw(), rig.raw());
+    raw.send("SET a:k v\r\n");
+    wait_until("the write is parked", || rig.sum(|s| &s.parked) == 1);
+    rig.be(false, true);
+    other.send("GET a:k\r\n");
+    other.expect_line("-LOADING this member has stopped leading");
+    let prefix = rig.store.prefix(b"a").unwrap();
+    prefix.release(prefix.applied());
+    rig.store.wake_loop(prefix.shard);
+    other.send("SET a:k w\r\n");
+    other.expect_line("-LOADING this member has stopped leading");
+    assert_eq!(rig.sum(|s| &s.parked), 1, "a fenced member acknowledges nothing");
+    rig.be(true, false);
+    raw.expect("+OK\r\n");
+}
+
+#[test]
+fn a_connection_that_a_primary_served_is_shown_no_replicas_data() {
+    let rig = Rig::new().prefixes(&["a"]);
+    let mut old = rig.raw();
+    old.send("SET a:k v\r\n");
+    old.expect("+OK\r\n");
+    rig.become_replica();
+    old.send("GET a:k\r\n");
+    old.expect_line("-READONLY");
+    old.expect_end();
+    let mut new = rig.raw();
+    new.send("GET a:k\r\n");
+    new.expect("$1\r\nv\r\n");
+}
