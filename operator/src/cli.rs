@@ -33,6 +33,9 @@ pub struct RunOptions {
     /// Watch this namespace only; all namespaces unless given.
     #[arg(long, env = "WATCH_NAMESPACE")]
     pub watch_namespace: Option<String>,
+    /// Watch nodes, so that the primary leaves one that is about to be drained. Needs the right to see them.
+    #[arg(long, env = "WATCH_NODES", default_value_t = false, action = clap::ArgAction::Set)]
+    pub watch_nodes: bool,
     /// Address for /metrics, /healthz and /readyz.
     #[arg(long, env = "HTTP_ADDRESS", default_value = "0.0.0.0:9090")]
     pub http_address: SocketAddr,

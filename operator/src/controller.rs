@@ -6,20 +6,33 @@ use std::time::{Duration, Instant};
 use futures::{Stream, StreamExt};
 use kube::runtime::controller::{Action, Config, Error as RuntimeError, applier};
 use kube::{Client, Resource};
-use parovoz_operator_core::plan::{SOON, plan};
+use parovoz_api::ReplicatedStore;
+use parovoz_operator_core::observed::Observed;
+use parovoz_operator_core::plan::{Plan, RoleLabels, SOON, plan};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::caches::{Caches, GuardedStore};
 use crate::error::{Error, StoreRef};
+use crate::http::Health;
 use crate::member::Members;
 use crate::metrics::{Metrics, PassResult};
-use crate::steps::apply::{Tools, apply};
+use crate::steps::apply::{Applied, Tools, apply};
+use crate::steps::lease::Leases;
 use crate::steps::observe::{Sources, observe};
 use crate::steps::report::Reporter;
 
 /// Longest pass over one store: its own requests are bounded, this bounds their sum.
 const PASS_WITHIN: Duration = Duration::from_secs(90);
+
+/// Passes over one store that may follow each other at once: as many as a reign needs, with some to spare.
+const AT_ONCE: usize = 16;
+
+/// How often the loop over all stores shows that it goes round.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+
+/// Changes that come together are looked at together. No longer: a failover waits for it.
+const TOGETHER: Duration = Duration::from_millis(5);
 
 /// How soon something that the API server refused is tried again unchanged.
 const AFTER_REFUSAL: Duration = Duration::from_secs(10);
@@ -32,6 +45,8 @@ pub struct Context {
     pub caches: Caches,
     /// Who is talked to.
     pub members: Arc<Members>,
+    /// The Leases of the primaries.
+    pub leases: Leases,
     /// What is told.
     pub reporter: Reporter,
     /// Metrics.
@@ -46,30 +61,70 @@ pub struct Context {
 /// Something that the pass rests on failed; what was done until then stands, and the next pass observes anew.
 pub async fn reconcile(store: &GuardedStore, context: &Context) -> Result<(Action, PassResult), Error> {
     let store = store.0.as_ref().map_err(|invalid| Error::Unreadable(invalid.error.clone()))?;
+    let mut changed = false;
+    let mut done = Done::default();
+    for _ in 0..AT_ONCE {
+        let (observed, plan, applied) = Box::pin(pass(store, context, &mut done)).await?;
+        if observed.store.deleting {
+            return Ok((Action::requeue(Duration::from_secs(30)), PassResult::Settled));
+        }
+        changed |= !plan.changes_nothing();
+        let answered = plan.orders.is_empty() || applied.ordered > 0;
+        if plan.urgent && answered && applied.failures.is_empty() {
+            context.reporter.told(&observed, &plan).await;
+            continue;
+        }
+        context.reporter.report(&context.metrics, &observed, &plan, &applied).await?;
+        let goes_on = applied.again || plan.reign_write.is_some() || !plan.orders.is_empty();
+        let pause = match (goes_on, applied.failures.is_empty()) {
+            (true, _) => plan.requeue_after.min(SOON),
+            (false, true) => plan.requeue_after,
+            // What was refused for what it is will be refused again.
+            (false, false) => plan.requeue_after.max(AFTER_REFUSAL),
+        };
+        return Ok((Action::requeue(pause), if changed { PassResult::Changed } else { PassResult::Settled }));
+    }
+    // It goes on at once all the same, after others had their turn.
+    Ok((Action::requeue(Duration::from_millis(1)), PassResult::Changed))
+}
+
+/// What passes that followed each other at once have done already: the watches may not have told of it yet.
+#[derive(Default)]
+struct Done {
+    objects: bool,
+    labels: Vec<RoleLabels>,
+}
+
+impl Done {
+    fn leave_out(&mut self, plan: &mut Plan) {
+        if std::mem::replace(&mut self.objects, true) {
+            plan.objects.clear();
+            plan.deletes.clear();
+        }
+        plan.labels.retain(|labels| !self.labels.contains(labels));
+        for labels in &plan.labels {
+            self.labels.retain(|before| before.pod != labels.pod);
+            self.labels.push(labels.clone());
+        }
+    }
+}
+
+/// Observe, plan, carry out.
+async fn pass(store: &ReplicatedStore, context: &Context, done: &mut Done) -> Result<(Observed, Plan, Applied), Error> {
     let last = store.metadata.uid.as_deref().and_then(|uid| context.reporter.last(uid));
     let sources = Sources {
         client: &context.client,
         caches: &context.caches,
         members: &context.members,
+        leases: &context.leases,
         default_image: &context.default_image,
     };
     let observed = observe(&sources, store, last).await?;
-    if observed.store.deleting {
-        return Ok((Action::requeue(Duration::from_secs(30)), PassResult::Settled));
-    }
-    let plan = plan(&observed);
+    let mut plan = plan(&observed);
+    done.leave_out(&mut plan);
     let tools = Tools { client: &context.client, members: &context.members, metrics: &context.metrics };
     let applied = apply(&tools, &observed, &plan).await?;
-    context.reporter.report(&context.metrics, &observed, &plan, &applied).await?;
-    let goes_on = applied.again || plan.reign_write.is_some() || !plan.orders.is_empty();
-    let pause = match (goes_on, applied.failures.is_empty()) {
-        (true, _) => plan.requeue_after.min(SOON),
-        (false, true) => plan.requeue_after,
-        // What was refused for what it is will be refused again.
-        (false, false) => plan.requeue_after.max(AFTER_REFUSAL),
-    };
-    let result = if plan.changes_nothing() { PassResult::Settled } else { PassResult::Changed };
-    Ok((Action::requeue(pause), result))
+    Ok((observed, plan, applied))
 }
 
 async fn timed(store: Arc<GuardedStore>, context: Arc<Context>) -> Result<Action, Error> {
@@ -99,10 +154,11 @@ pub async fn run(
     context: Arc<Context>,
     queue: mpsc::Receiver<StoreRef>,
     concurrency: u16,
+    health: &Health,
     stop: impl Future<Output = ()>,
 ) {
     let requests = ReceiverStream::new(queue).take_until(stop).map(Ok::<_, std::convert::Infallible>);
-    let config = Config::default().debounce(Duration::from_millis(50)).concurrency(concurrency);
+    let config = Config::default().debounce(TOGETHER).concurrency(concurrency);
     let stores = context.caches.stores.clone();
     let passes = applier(
         |store, context| Box::pin(timed(store, context)),
@@ -112,15 +168,28 @@ pub async fn run(
         requests,
         config,
     );
-    drain(&context, passes).await;
+    drain(&context, health, passes).await;
 }
 
-async fn drain<E>(context: &Context, passes: impl Stream<Item = Result<(StoreRef, Action), RuntimeError<Error, E>>>)
-where
+async fn drain<E>(
+    context: &Context,
+    health: &Health,
+    passes: impl Stream<Item = Result<(StoreRef, Action), RuntimeError<Error, E>>>,
+) where
     E: std::error::Error + 'static,
 {
     let mut passes = std::pin::pin!(passes);
-    while let Some(pass) = passes.next().await {
+    let mut tick = tokio::time::interval(SIGN_OF_LIFE);
+    loop {
+        // Passes go on only while they are polled here, and so does this sign of life.
+        health.works();
+        let pass = tokio::select! {
+            pass = passes.next() => match pass {
+                Some(pass) => pass,
+                None => return,
+            },
+            _ = tick.tick() => continue,
+        };
         // Failed passes were logged where they failed.
         if let Err(RuntimeError::ObjectNotFound(store)) = pass {
             gone(context, &store.name, store.namespace.as_deref().unwrap_or_default());
@@ -133,5 +202,7 @@ fn gone(context: &Context, name: &str, namespace: &str) {
     context.members.forget(&StoreRef::new(name).within(namespace));
     context.metrics.store(format!("{namespace}/{name}"), None);
     let alive = context.caches.stores.state();
-    context.reporter.retain(&|uid| alive.iter().any(|store| store.meta().uid.as_deref() == Some(uid)));
+    let known = |uid: &str| alive.iter().any(|store| store.meta().uid.as_deref() == Some(uid));
+    context.reporter.retain(&known);
+    context.leases.retain(&known);
 }

@@ -18,6 +18,12 @@ pub enum Error {
     /// The decision record could not be written. Whether it was is not known: observe again. No order was sent.
     #[error("swap decision record: {0}")]
     WriteReign(#[source] kube::Error),
+    /// The primary's Lease could not be read. Retryable.
+    #[error("read lease of the primary: {0}")]
+    ReadLease(#[source] kube::Error),
+    /// The primary's Lease could not be raised. Retryable.
+    #[error("raise lease of the primary: {0}")]
+    WriteLease(#[source] kube::Error),
     /// The status could not be written. Retryable.
     #[error("write status: {0}")]
     WriteStatus(#[source] kube::Error),
@@ -51,7 +57,11 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Self::Conflict => Class::Conflict,
-            Self::ReadReign(cause) | Self::WriteReign(cause) | Self::WriteStatus(cause) => match classify(cause) {
+            Self::ReadReign(cause)
+            | Self::WriteReign(cause)
+            | Self::ReadLease(cause)
+            | Self::WriteLease(cause)
+            | Self::WriteStatus(cause) => match classify(cause) {
                 // The record or the store went away meanwhile: the next observation sees it.
                 Class::Gone | Class::Conflict => Class::Conflict,
                 other => other,

@@ -13,18 +13,20 @@ use tokio::net::TcpListener;
 
 use crate::metrics::Metrics;
 
-/// After this long without a sign of life from the Lease loop the process counts as hung.
+/// After this long without a sign of life from the Lease loop, or from the loop over the stores, the process is hung.
 const HUNG_AFTER: Duration = Duration::from_secs(60);
 
 /// Signs of life of the process.
 pub struct Health {
     alive: Mutex<Instant>,
+    /// None while this process does not lead: it works on nothing then.
+    works: Mutex<Option<Instant>>,
     ready: Mutex<bool>,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { alive: Mutex::new(Instant::now()), ready: Mutex::new(false) }
+        Self { alive: Mutex::new(Instant::now()), works: Mutex::new(None), ready: Mutex::new(false) }
     }
 }
 
@@ -34,13 +36,23 @@ impl Health {
         *self.alive.lock() = Instant::now();
     }
 
+    /// The loop over the stores went round.
+    pub fn works(&self) {
+        *self.works.lock() = Some(Instant::now());
+    }
+
     /// The process may take over, or has: it reaches the API server.
     pub fn ready(&self, ready: bool) {
         *self.ready.lock() = ready;
     }
 
-    fn is_alive(&self) -> bool {
-        self.alive.lock().elapsed() < HUNG_AFTER
+    /// What hangs, if anything does.
+    fn hangs(&self) -> Option<&'static str> {
+        if self.alive.lock().elapsed() >= HUNG_AFTER {
+            return Some("the Lease loop has not gone round for a minute\n");
+        }
+        let stuck = self.works.lock().is_some_and(|worked| worked.elapsed() >= HUNG_AFTER);
+        stuck.then_some("the loop over the stores has not gone round for a minute\n")
     }
 }
 
@@ -72,10 +84,9 @@ async fn scrape(State(shared): State<Shared>) -> Response {
 }
 
 async fn healthz(State(shared): State<Shared>) -> (StatusCode, &'static str) {
-    if shared.health.is_alive() {
-        (StatusCode::OK, "ok\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the Lease loop has not gone round for a minute\n")
+    match shared.health.hangs() {
+        None => (StatusCode::OK, "ok\n"),
+        Some(what) => (StatusCode::SERVICE_UNAVAILABLE, what),
     }
 }
 

@@ -37,6 +37,12 @@ struct PassLabels {
 /// What an order says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum OrderName {
+    /// Promise, and say what there is.
+    Seal,
+    /// Fetch what is missing.
+    Pull,
+    /// Hold writes.
+    Freeze,
     /// Lead.
     Promote,
     /// Follow.

@@ -18,6 +18,7 @@ use crate::http::{Health, serve};
 use crate::leader::Election;
 use crate::member::Members;
 use crate::metrics::Metrics;
+use crate::steps::lease::Leases;
 use crate::steps::report::Reporter;
 
 /// Stores that may wait to be looked at. Watches wait when it is full; members' news are dropped then.
@@ -95,11 +96,13 @@ async fn lead(
 ) -> Result<(), String> {
     let (sender, queue) = mpsc::channel(QUEUE);
     let watch_namespace = options.watch_namespace.clone().filter(|namespace| !namespace.is_empty());
-    let (caches, watches) = Watches::start(client.clone(), watch_namespace, sender.clone(), metrics.clone());
+    let (caches, watches) =
+        Watches::start(client.clone(), watch_namespace, options.watch_nodes, sender.clone(), metrics.clone());
     let admin = u16::try_from(names::PORT_ADMIN).unwrap_or(7003);
     let context = Arc::new(Context {
         reporter: Reporter::new(client.clone(), options.pod_name.clone()),
         members: Arc::new(Members::new(admin, sender, metrics.clone())),
+        leases: Leases::default(),
         client,
         caches: caches.clone(),
         metrics: metrics.clone(),
@@ -114,7 +117,7 @@ async fn lead(
         }
         tracing::info!("caches are filled");
         let stopped = async move { drop(stopped.await) };
-        work(context, queue, concurrency, stopped).await;
+        work(context, queue, concurrency, health, stopped).await;
     };
     let mut worker = std::pin::pin!(worker);
     let outcome = tokio::select! {

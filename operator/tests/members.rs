@@ -51,8 +51,9 @@ fn promote() -> Order {
             members: vec!["d".into()],
             mode: Mode::Async,
             min_sync_replicas: 0,
+            lease_duration_ms: 10_000,
         },
-        kind: OrderKind::Promote,
+        kind: OrderKind::Promote { positions: Vec::new(), first: true },
     }
 }
 
@@ -80,7 +81,7 @@ async fn an_order_changes_the_report_before_the_stream_tells() {
     let pods = [pod(&member, "one")];
     let _ = contact(&members, &pods);
     queue.recv().await.unwrap();
-    members.order(&store(), "u", 10_000, &promote()).await.unwrap();
+    members.order(&store(), "u", &promote()).await.unwrap();
     assert_eq!(*member.orders.lock(), ["promote d to 1"]);
     let report = contact(&members, &pods).unwrap().report.unwrap();
     assert!(report.leads(1, "r"));
@@ -90,12 +91,12 @@ async fn an_order_changes_the_report_before_the_stream_tells() {
 async fn a_refusal_and_a_missing_pod_are_told_apart() {
     let member = FakeMember::start(blank());
     let (members, mut queue, metrics) = pool(&member);
-    let missing = members.order(&store(), "u", 10_000, &promote()).await.unwrap_err();
+    let missing = members.order(&store(), "u", &promote()).await.unwrap_err();
     assert!(matches!(missing, OrderError::Unreachable { .. }));
     let _ = contact(&members, &[pod(&member, "one")]);
     queue.recv().await.unwrap();
     *member.refuse.lock() = true;
-    let refused = members.order(&store(), "u", 10_000, &promote()).await.unwrap_err();
+    let refused = members.order(&store(), "u", &promote()).await.unwrap_err();
     assert_eq!(refused.to_string(), "order member cache-1: it refuses: promised a later reign");
     assert!(metrics.encode().unwrap().contains("orders_total{order=\"Promote\",result=\"Refused\"} 1"));
 }

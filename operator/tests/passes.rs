@@ -9,13 +9,16 @@ use fake::{FakeApi, FakeMember, failure, until};
 use http::{Method, StatusCode};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::Event;
+use parovoz_api::StoreOperation;
 use parovoz_operator::caches::{Caches, GuardedStore};
 use parovoz_operator::controller::{Context, reconcile};
 use parovoz_operator::error::{Class, Error};
 use parovoz_operator::member::Members;
 use parovoz_operator::metrics::{Metrics, PassResult};
+use parovoz_operator::steps::lease::Leases;
 use parovoz_operator::steps::report::Reporter;
 use parovoz_proto::v1::{self, MemberReport};
 use serde::de::DeserializeOwned;
@@ -24,6 +27,7 @@ use tokio::sync::mpsc;
 
 const STORE: &str = "/apis/parovoz.dev/v1alpha1/namespaces/prod/replicatedstores/cache";
 const REIGN: &str = "/apis/parovoz.dev/v1alpha1/namespaces/prod/storereigns/cache";
+const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/prod/leases/cache-primary";
 const POD: &str = "/api/v1/namespaces/prod/pods/cache-1";
 const CLAIM: &str = "/api/v1/namespaces/prod/persistentvolumeclaims/data-cache-1";
 
@@ -34,6 +38,9 @@ struct Writers {
     configs: Writer<ConfigMap>,
     accounts: Writer<ServiceAccount>,
     budgets: Writer<PodDisruptionBudget>,
+    roles: Writer<Role>,
+    bindings: Writer<RoleBinding>,
+    operations: Writer<StoreOperation>,
 }
 
 struct Harness {
@@ -86,6 +93,9 @@ impl Harness {
             configs: Writer::default(),
             accounts: Writer::default(),
             budgets: Writer::default(),
+            roles: Writer::default(),
+            bindings: Writer::default(),
+            operations: Writer::default(),
         };
         let caches = Caches {
             stores: Writer::<GuardedStore>::default().as_reader(),
@@ -95,6 +105,10 @@ impl Harness {
             configs: writers.configs.as_reader(),
             accounts: writers.accounts.as_reader(),
             budgets: writers.budgets.as_reader(),
+            roles: writers.roles.as_reader(),
+            bindings: writers.bindings.as_reader(),
+            operations: writers.operations.as_reader(),
+            nodes: None,
         };
         let metrics = Arc::new(Metrics::default());
         let (sender, queue) = mpsc::channel(64);
@@ -103,6 +117,7 @@ impl Harness {
             caches,
             members: Arc::new(Members::new(member.address.port(), sender, metrics.clone())),
             reporter: Reporter::new(api.client(), "operator".into()),
+            leases: Leases::default(),
             metrics,
             default_image: "dataplane:test".into(),
         };
@@ -111,13 +126,17 @@ impl Harness {
 
     /// The caches see what the API server has.
     fn watch(&mut self) {
-        let Writers { pods, claims, services, configs, accounts, budgets } = &mut self.writers;
+        let Writers { pods, claims, services, configs, accounts, budgets, roles, bindings, operations } =
+            &mut self.writers;
         fill(&self.api, pods, "/pods/");
         fill(&self.api, claims, "/persistentvolumeclaims/");
         fill(&self.api, services, "/services/");
         fill(&self.api, configs, "/configmaps/");
         fill(&self.api, accounts, "/serviceaccounts/");
         fill(&self.api, budgets, "/poddisruptionbudgets/");
+        fill(&self.api, roles, "/roles/");
+        fill(&self.api, bindings, "/rolebindings/");
+        fill(&self.api, operations, "/storeoperations/");
     }
 
     async fn pass(&mut self) -> Result<PassResult, Error> {
@@ -167,7 +186,12 @@ impl Harness {
 #[tokio::test]
 async fn a_store_goes_from_nothing_to_serving_and_then_nothing_more_is_written() {
     let mut harness = Harness::serving().await;
-    assert_eq!(*harness.member.orders.lock(), ["promote data-1 to 1"]);
+    assert_eq!(*harness.member.orders.lock(), ["seal data-1 for 1", "promote data-1 to 1"]);
+    let lease = harness.api.get(LEASE).unwrap();
+    assert_eq!(
+        lease["metadata"]["annotations"]["parovoz.dev/epoch"], "1",
+        "the Lease that the primary renews is there"
+    );
     assert_eq!(harness.status()["phase"], "Healthy");
     assert_eq!(harness.status()["primary"], "cache-1");
     assert_eq!(harness.api.get(POD).unwrap()["metadata"]["labels"]["parovoz.dev/role"], "primary");
@@ -190,10 +214,19 @@ async fn the_claim_comes_before_the_pod_and_the_record_before_the_order() {
         harness.api.get(CLAIM).unwrap()["metadata"]["uid"]
     );
     harness.run_pod();
-    harness.until_phase("Forming").await;
-    assert!(harness.member.orders.lock().is_empty());
-    harness.until_phase("Promoting").await;
-    assert_eq!(harness.member.orders.lock().len(), 1);
+    harness.api.clear();
+    harness.until_phase("Serving").await;
+    let record = |write: &String| write.contains("/storereigns") || write.contains("/leases");
+    let writes: Vec<_> = harness.api.writes().into_iter().filter(record).collect();
+    let expected =
+        ["POST storereigns", "PUT storereigns", "POST leases", "PUT storereigns", "PUT storereigns"].map(|text| {
+            let (method, kind) = text.split_once(' ').unwrap();
+            (method.to_owned(), kind.to_owned())
+        });
+    assert_eq!(writes.len(), expected.len(), "{writes:?}");
+    for (write, (method, kind)) in writes.iter().zip(&expected) {
+        assert!(write.starts_with(method.as_str()) && write.contains(kind.as_str()), "{writes:?}");
+    }
 }
 
 #[tokio::test]
@@ -201,21 +234,99 @@ async fn a_lost_swap_sends_no_order_and_is_observed_again() {
     let mut harness = Harness::new();
     harness.pass().await.unwrap();
     harness.pass().await.unwrap();
-    harness.run_pod();
-    harness.until_phase("Forming").await;
-    harness.api.clear();
     harness.api.interfere(|asked| {
         let swap = asked.method == Method::PUT && asked.path == REIGN;
         swap.then(|| failure(StatusCode::CONFLICT, "Conflict"))
     });
-    let error = harness.pass().await.unwrap_err();
+    harness.run_pod();
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    let error = loop {
+        match harness.pass().await {
+            Ok(_) => assert!(tokio::time::Instant::now() < deadline, "nothing is swapped"),
+            Err(error) => break error,
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
     assert!(matches!(error, Error::Conflict));
     assert_eq!(error.class(), Class::Conflict);
     assert!(harness.member.orders.lock().is_empty(), "an order was sent under a record that was not written");
-    assert_eq!(harness.api.writes(), [format!("PUT {REIGN}")], "nothing else was done either");
     harness.api.interfere(|_| None);
-    harness.until_phase("Promoting").await;
-    assert_eq!(harness.member.orders.lock().len(), 1);
+    harness.until_phase("Serving").await;
+    assert_eq!(harness.member.orders.lock().len(), 2);
+}
+
+#[tokio::test]
+async fn a_lease_that_moved_meanwhile_is_looked_at_again_before_any_order() {
+    let mut harness = Harness::new();
+    harness.pass().await.unwrap();
+    harness.pass().await.unwrap();
+    let raises = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = raises.clone();
+    harness.api.interfere(move |asked| {
+        let raise = asked.method == Method::POST && asked.path.ends_with("/leases");
+        let first = raise && counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+        first.then(|| failure(StatusCode::CONFLICT, "AlreadyExists"))
+    });
+    harness.run_pod();
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    while raises.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+        assert!(tokio::time::Instant::now() < deadline, "the Lease is not made");
+        if let Err(error) = harness.pass().await {
+            assert_eq!(error.class(), Class::Conflict);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let sent = harness.member.orders.lock().clone();
+    assert!(!sent.iter().any(|order| order.starts_with("promote")), "{sent:?}");
+    harness.until_phase("Serving").await;
+}
+
+#[tokio::test]
+async fn a_restarted_primary_leads_again_within_one_pass() {
+    let mut harness = Harness::serving().await;
+    harness.member.orders.lock().clear();
+    harness.member.report.send_modify(|report| {
+        report.process_id = "process-2".into();
+        report.set_role(v1::MemberRole::Replica);
+        report.set_phase(v1::MemberPhase::Waiting);
+        report.prefixes = vec![v1::PrefixReport {
+            name: "$catalogue".into(),
+            prefix_uuid: "c".into(),
+            system: true,
+            served: true,
+            vote: Some(v1::Vote { known: Some(v1::Position { epoch: 1, sequence: 1 }), ..v1::Vote::default() }),
+            ..v1::PrefixReport::default()
+        }];
+    });
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    while harness.member.orders.lock().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "nothing is done about it");
+        harness.pass().await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!(*harness.member.orders.lock(), ["seal data-1 for 2", "promote data-1 to 2"], "one pass does it all");
+    assert_eq!(harness.api.get(REIGN).unwrap()["spec"]["current"]["phase"], "Serving");
+    assert_eq!(harness.api.get(LEASE).unwrap()["metadata"]["annotations"]["parovoz.dev/epoch"], "2");
+}
+
+#[tokio::test]
+async fn an_operation_is_answered_in_its_status() {
+    let mut harness = Harness::serving().await;
+    let path = "/apis/parovoz.dev/v1alpha1/namespaces/prod/storeoperations/move";
+    harness.api.put(
+        path,
+        json!({
+            "apiVersion": "parovoz.dev/v1alpha1", "kind": "StoreOperation",
+            "metadata": {"name": "move", "namespace": "prod", "creationTimestamp": jiff::Timestamp::now().to_string()},
+            "spec": {"store": "cache", "type": "Switchover", "member": "cache-7"},
+        }),
+    );
+    harness.pass().await.unwrap();
+    let status = harness.api.get(path).unwrap()["status"].clone();
+    assert_eq!(
+        (status["phase"].as_str(), status["message"].as_str()),
+        (Some("Failed"), Some("cache-7 is no member of the store"))
+    );
 }
 
 #[tokio::test]

@@ -74,6 +74,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [parovoz.dev]
   resources: [replicatedstores/finalizers]
   verbs: [update]
+# Operations on stores: made by users; the operator says how they go and removes them once their time is over.
+- apiGroups: [parovoz.dev]
+  resources: [storeoperations]
+  verbs: [get, list, watch, delete]
+- apiGroups: [parovoz.dev]
+  resources: [storeoperations/status]
+  verbs: [patch]
 # The decision record: written by the operator only, by compare-and-swap. It goes with its store, by owner reference.
 - apiGroups: [parovoz.dev]
   resources: [storereigns]
@@ -87,6 +94,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   verbs: [get, list, watch, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch]
+# The Lease of each store's primary: made and raised by the operator, renewed by the primary itself. The operator may
+# grant no more than it has, so it has what it grants.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [get, create, update, patch]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [roles, rolebindings]
   verbs: [get, list, watch, create, patch]
 - apiGroups: [events.k8s.io]
   resources: [events]

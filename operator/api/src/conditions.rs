@@ -51,6 +51,10 @@ pub enum ConditionReason {
     PrimaryUnreachable,
     /// Available: the primary answers and cannot serve; the message says why.
     PrimaryNotServing,
+    /// Available: the primary serves and fewer replicas than it needs are in reach: writes wait.
+    QuorumLost,
+    /// Available: members are asked what they have, so that the next primary lacks nothing.
+    Sealing,
     /// Progressing: everything asked for is there.
     Converged,
     /// Progressing: pods or volumes are being made.
@@ -73,6 +77,8 @@ pub enum ConditionReason {
     MemberParked,
     /// Degraded: a member has no usable copy yet.
     MemberIncomplete,
+    /// Degraded: too few replicas were left and onQuorumLoss is Degrade: writes are acknowledged without them.
+    ServingWithoutQuorum,
     /// Degraded: the specification cannot be carried out; the message says what to change.
     SpecificationInvalid,
     /// ReplicationHealthy: every replica streams.
@@ -89,6 +95,18 @@ pub enum ConditionReason {
     ReplicaInStanding,
     /// FailoverReady: no replica is complete and streams.
     NoReplicaInStanding,
+    /// FailoverReady: a failover would find what was acknowledged only if one more member answered.
+    SealQuorumOutOfReach,
+    /// FailoverReady: every replica is further behind than failover.maxLag.
+    LagAboveLimit,
+    /// FailoverReady: spec.failover.enabled is false.
+    FailoverDisabled,
+    /// FailoverReady: the primary changed less than failover.cooldown ago.
+    Cooldown,
+    /// FailoverReady: the primary changed failover.maxPerHour times within an hour.
+    FailoverBudgetSpent,
+    /// FailoverReady: a new reign is under way.
+    ReignUnderWay,
     /// StorageHealthy: every volume is bound and has room.
     VolumesHealthy,
     /// StorageHealthy: a volume claim is not bound.

@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 mod conditions;
+mod operation;
 mod reign;
 mod settings;
 mod status;
@@ -14,14 +15,17 @@ mod template;
 mod units;
 
 pub use conditions::{Condition, ConditionReason, ConditionStatus, ConditionType};
+pub use operation::{
+    OperationPhase, OperationResult, OperationType, StoreOperation, StoreOperationSpec, StoreOperationStatus,
+};
 pub use reign::{Evidence, PastReign, ReignCause, ReignMember, ReignPhase, ReignRecord, StoreReign, StoreReignSpec};
 pub use settings::{
-    BootstrapSpec, DeletionPolicy, Durability, LagWarning, Mode, PrefixCreation, PrefixesSpec, RecoverySpec,
-    ReplicationSpec, StorageSpec, StreamSpec, Topology, WalRetention,
+    BootstrapSpec, DeletionPolicy, Durability, FailoverSpec, LagWarning, Mode, OnQuorumLoss, PrefixCreation,
+    PrefixesSpec, RecoverySpec, ReplicationSpec, StorageSpec, StreamSpec, Topology, WalRetention,
 };
 pub use status::{
-    BootstrapStatus, FailoverReceipt, Lag, MemberPhase, MemberRole, MemberStatus, Position, ReplicatedStoreStatus,
-    StorePhase, Waiting, WaitingReason,
+    BootstrapStatus, FailoverPhases, FailoverReceipt, Lag, LossOutcome, LostRange, MemberPhase, MemberRole,
+    MemberStatus, Position, ReplicatedStoreStatus, StorePhase, Waiting, WaitingReason,
 };
 pub use store::{ReplicatedStore, ReplicatedStoreSpec};
 pub use template::{EnvVar, ImagePullPolicy, PodTemplate};
@@ -40,7 +44,7 @@ pub const VERSION: &str = "v1alpha1";
 /// Every custom resource definition, in the order in which they are installed.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    let mut crds = vec![ReplicatedStore::crd(), StoreReign::crd()];
+    let mut crds = vec![ReplicatedStore::crd(), StoreReign::crd(), StoreOperation::crd()];
     for crd in &mut crds {
         for schema in crd.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut()) {
             if let Some(root) = &mut schema.open_api_v3_schema {

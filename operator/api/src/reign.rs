@@ -2,12 +2,15 @@
 
 #![allow(clippy::duplicated_attributes, reason = "columns of one type are no duplicates")]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::settings::Mode;
+use crate::status::FailoverReceipt;
 
 /// Where a reign is in its life. A reign that was not brought to Serving is followed by one of a higher epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -29,15 +32,52 @@ pub enum ReignCause {
     First,
     /// The primary's process was started anew; the same member goes on.
     PrimaryRestarted,
-    /// The primary's volume is gone or another member has more; another member takes its place.
-    PrimaryReplaced,
+    /// The primary's process has ended, as the kubelet says.
+    PrimaryDead,
+    /// Neither the operator nor a follower hears the primary.
+    PrimarySilent,
+    /// The primary answers and can acknowledge nothing, or says that it is unhealthy.
+    PrimaryStalled,
+    /// The reign before it was not brought to Serving: its candidate failed.
+    CandidateFailed,
+    /// A member promised a reign that is newer than the recorded one.
+    RecordOutdated,
     /// Members were added or removed, or a member has a new volume.
     MembersChanged,
-    /// Mode or minSyncReplicas changed.
+    /// Mode, minSyncReplicas or the lease changed.
     SettingsChanged,
+    /// Another member was to lead: asked for by a person, before a drain, or during an update.
+    Switchover,
+    /// A person promoted a member and accepted a loss.
+    PromotedByPerson,
+    /// Too few replicas are left and onQuorumLoss is Degrade: the primary acknowledges alone.
+    Degraded,
+    /// Enough replicas are back: the primary waits for them again.
+    QuorumRestored,
     /// Written by another version of the operator.
     #[serde(other)]
     Unknown,
+}
+
+impl ReignCause {
+    /// True if the reign was begun on purpose, with a primary that answered and served.
+    #[must_use]
+    pub fn planned(self) -> bool {
+        match self {
+            Self::MembersChanged | Self::SettingsChanged | Self::Switchover | Self::Degraded | Self::QuorumRestored => {
+                true
+            }
+            Self::First
+            | Self::PrimaryRestarted
+            | Self::PrimaryDead
+            | Self::PrimarySilent
+            | Self::PrimaryStalled
+            | Self::CandidateFailed
+            | Self::RecordOutdated
+            | Self::PromotedByPerson
+            | Self::Unknown => false,
+        }
+    }
 }
 
 /// A member as a reign lists it.
@@ -98,14 +138,38 @@ pub struct ReignRecord {
     pub lease_duration_ms: i64,
     /// What was known when it was begun.
     pub evidence: Evidence,
+    /// The very process of the primary that was told to lead. Proof that it ended must name it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
+    pub primary_process: String,
+    /// Digest of the positions that the candidate had when it was told to lead: it is refused at any others.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
+    pub positions: String,
+    /// uid of the StoreOperation that asked for the reign.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
+    pub operation: String,
+    /// True if a person accepted that acknowledged writes may be lost.
+    #[serde(default)]
+    pub accept_loss: bool,
+    /// True if a person attests that no process of an earlier primary runs any more.
+    #[serde(default)]
+    pub attested: bool,
+    /// When the first sign of trouble was seen. Absent for a planned reign.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspected_at: Option<MicroTime>,
     /// When it was begun.
-    pub begun_at: Time,
+    pub begun_at: MicroTime,
     /// When the present phase should be over. Absent once Serving.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Time>,
-    /// When the primary was first seen to serve.
+    /// When the candidate was told to lead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub serving_since: Option<Time>,
+    pub promoting_since: Option<MicroTime>,
+    /// When the primary was first seen to serve every prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving_since: Option<MicroTime>,
 }
 
 /// A reign that is over, in short.
@@ -128,11 +192,32 @@ pub struct PastReign {
     /// The primary's pod, for people.
     #[schemars(length(max = 63))]
     pub primary_name: String,
+    /// The very process that was told to lead.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
+    pub primary_process: String,
+    /// dataUUIDs of its members, the primary included. Whoever decides about a later reign must know them.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub members: Vec<String>,
+    /// Async or Quorum.
+    #[serde(default)]
+    pub mode: Mode,
+    /// How many replicas had to have a write durably before it was acknowledged.
+    #[serde(default)]
+    pub min_sync_replicas: i32,
+    /// For how long a promise or a lease of it held, in milliseconds.
+    #[serde(default)]
+    pub lease_duration_ms: i64,
+    /// uid of the StoreOperation that asked for it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
+    pub operation: String,
     /// When it was begun.
-    pub begun_at: Time,
-    /// When its primary was first seen to serve.
+    pub begun_at: MicroTime,
+    /// When its primary was first seen to serve every prefix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub serving_since: Option<Time>,
+    pub serving_since: Option<MicroTime>,
 }
 
 /// The decision record of one store, of the same name. Written by the operator only, by compare-and-swap, before
@@ -193,8 +278,16 @@ pub struct StoreReignSpec {
     pub ever_served: bool,
     /// The present reign.
     pub current: ReignRecord,
-    /// The last reigns before it, newest first.
+    /// The last reigns before it, newest first: twenty, and as many more as later decisions must ask for.
     #[serde(default)]
-    #[schemars(length(max = 20))]
+    #[schemars(length(max = 64))]
     pub history: Vec<PastReign>,
+    /// The receipt of the last unplanned change of primary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failover: Option<FailoverReceipt>,
+    /// Where the new primary began in each prefix, by prefix_uuid as `epoch.sequence`, while it is not known what the old
+    /// one had beyond it. Empty for a store of more prefixes than fit.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 1024))]
+    pub forks: BTreeMap<String, String>,
 }

@@ -17,6 +17,16 @@ pub enum Mode {
     Quorum,
 }
 
+/// What becomes of writes while too few replicas are in reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum OnQuorumLoss {
+    /// Writes wait until enough replicas are back.
+    #[default]
+    Block,
+    /// The primary acknowledges alone, which is shown in status and alerts before it begins, until enough are back.
+    Degrade,
+}
+
 /// When a write counts as kept on a member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Durability {
@@ -92,6 +102,10 @@ pub struct StorageSpec {
     Rule::from((
         "self.mode != 'Async' || self.minSyncReplicas == 0",
         "mode Async waits for no replica: set replication.minSyncReplicas to 0, or replication.mode to Quorum"
+    )),
+    Rule::from((
+        "self.mode == 'Quorum' || self.onQuorumLoss == 'Block'",
+        "onQuorumLoss Degrade means nothing without a quorum: set replication.mode to Quorum, or leave onQuorumLoss out"
     ))
 ]))]
 pub struct ReplicationSpec {
@@ -101,6 +115,8 @@ pub struct ReplicationSpec {
     /// always below replicas.
     #[schemars(range(min = 0, max = 8))]
     pub min_sync_replicas: i32,
+    /// Block: while too few replicas are in reach, writes wait. Degrade: the primary goes on alone until they are back.
+    pub on_quorum_loss: OnQuorumLoss,
     /// Sync: a write counts after fsync. Os: once handed to the operating system, which a crash of the machine loses.
     pub durability: Durability,
     /// Star: every replica streams from the primary. Chain: each from the one before it.
@@ -224,5 +240,53 @@ pub struct RecoverySpec {
 impl Default for RecoverySpec {
     fn default() -> Self {
         Self { max_attempts: 5, window: TimeSpan::seconds(300), backoff: TimeSpan::seconds(15) }
+    }
+}
+
+/// When another member takes the primary's place by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FailoverSpec {
+    /// False: no member takes the primary's place unless a person asks for it. The same member still leads again after a
+    /// restart.
+    pub enabled: bool,
+    /// How long an unannounced absence of the primary is waited out before anything is done about it. At most 1h.
+    #[schemars(extend("x-kubernetes-validations" = [Rule::from((
+        "duration(self).getSeconds() <= 3600",
+        "failover.delay must be at most 1h: to keep members from taking over, set failover.enabled to false"
+    ))]))]
+    pub delay: TimeSpan,
+    /// For how long a primary that waits for no replica may go on after its last renewal of its Lease; also for how long a
+    /// failover waits that has no other proof of its end. 3s to 60s. A change begins a new reign.
+    #[schemars(extend("x-kubernetes-validations" = [Rule::from((
+        "duration(self).getSeconds() >= 3 && duration(self).getSeconds() <= 60",
+        "failover.leaseDuration must be from 3s to 60s: shorter ones are lost by a slow API server, longer ones delay every failover without quorum"
+    ))]))]
+    pub lease_duration: TimeSpan,
+    /// Records that a candidate may lack, as far as it knows, where writes wait for no replica. A failover that would lose
+    /// more waits for a person.
+    #[schemars(range(min = 0, max = 1_000_000_000_000_i64))]
+    pub max_lag: i64,
+    /// Pause after a failover before the next one.
+    #[schemars(extend("x-kubernetes-validations" = [Rule::from((
+        "duration(self).getSeconds() <= 3600",
+        "failover.cooldown must be at most 1h: to allow fewer failovers, lower failover.maxPerHour"
+    ))]))]
+    pub cooldown: TimeSpan,
+    /// Failovers within an hour; the next one waits for a person.
+    #[schemars(range(min = 1, max = 60))]
+    pub max_per_hour: i32,
+}
+
+impl Default for FailoverSpec {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            delay: TimeSpan::seconds(0),
+            lease_duration: TimeSpan::seconds(10),
+            max_lag: 100_000,
+            cooldown: TimeSpan::seconds(30),
+            max_per_hour: 6,
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What is: the operator's view of a store. Only a view; decisions are kept in `StoreReign`.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -169,6 +169,9 @@ pub struct MemberStatus {
     /// Starts of its process in the present window of recovery.
     #[serde(default)]
     pub restarts: i32,
+    /// True while its process still runs with an older configuration than the present one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub config_outdated: bool,
     /// Why the phase is what it is. Absent when nothing is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -196,17 +199,78 @@ pub struct BootstrapStatus {
 #[serde(rename_all = "camelCase")]
 pub struct FailoverReceipt {
     /// When the new reign was written.
-    pub at: Time,
+    pub at: MicroTime,
     /// The number of the new reign.
     pub epoch: i64,
     /// The member that was primary.
     pub from: String,
+    /// dataUUID of the member that was primary.
+    #[serde(default, rename = "fromDataUUID", skip_serializing_if = "String::is_empty")]
+    pub from_data_uuid: String,
     /// The member that took its place.
     pub to: String,
-    /// Why.
+    /// Why: the cause of the new reign.
     pub cause: String,
-    /// What may be lost: `none`, or `unknown after (epoch, sequence)` of the new primary.
+    /// How long each phase took.
+    #[serde(default)]
+    pub phases: FailoverPhases,
+    /// What was lost, as one word: None, Ranges or Unknown.
+    #[serde(default)]
+    pub outcome: LossOutcome,
+    /// What was lost, for people: `none`, the ranges, or `unknown after (epoch, sequence)` of the new primary.
     pub lost: String,
+    /// The records that the old primary had and the new one lacks, once the old one was found. At most 64 are listed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub ranges: Vec<LostRange>,
+}
+
+/// How long each phase of a failover took, in milliseconds. Absent while it is not over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FailoverPhases {
+    /// From the first sign of trouble to the decision to begin a new reign.
+    #[serde(default)]
+    pub suspect: i64,
+    /// Until enough members had sealed, the positions were decided and missing records fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<i64>,
+    /// Until the new primary served every prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promote: Option<i64>,
+    /// From the first sign of trouble until the new primary served every prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<i64>,
+}
+
+/// What a failover lost, in one word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum LossOutcome {
+    /// Nothing: the old primary had sealed, or was found with nothing more.
+    None,
+    /// The listed records.
+    Ranges,
+    /// Not known until the old primary is found.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// Records of one prefix that the old primary had and the new one lacks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LostRange {
+    /// The prefix.
+    pub prefix: String,
+    /// The epoch that they were written in.
+    pub epoch: i64,
+    /// The first sequence.
+    pub first: i64,
+    /// The last sequence.
+    pub last: i64,
+    /// Where they are kept, in the folder `detached` of the old primary's volume: names that begin so.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub exported: String,
 }
 
 /// Why something waits, as one word of a closed list.
@@ -218,6 +282,32 @@ pub enum WaitingReason {
     PrimaryMustReturn,
     /// Replicas must be complete and stream first.
     ReplicasMustStream,
+    /// Too few members answer to find out what was acknowledged; nobody may lead before.
+    SealQuorumOutOfReach,
+    /// It is not proven yet that the old primary acknowledges nothing more.
+    FenceOpen,
+    /// Too few members know their position in a prefix.
+    VotesMissing,
+    /// Enough is known, and no member that could lead has sealed.
+    CandidateMissing,
+    /// The next primary fetches records from other members.
+    PullingTails,
+    /// The new primary leads and waits for enough replicas to join it.
+    ReplicasMustJoin,
+    /// The only candidate is further behind than failover.maxLag.
+    LagAboveLimit,
+    /// The primary is gone and spec.failover.enabled is false.
+    FailoverDisabled,
+    /// The primary changed less than failover.cooldown ago.
+    Cooldown,
+    /// The primary changed failover.maxPerHour times within an hour; a person must decide.
+    FailoverBudgetSpent,
+    /// Fewer replicas than minSyncReplicas are in reach: writes wait.
+    QuorumLost,
+    /// The member that should lead next has not caught up within a pause of the writes.
+    CandidateBehind,
+    /// Running members use an older configuration than the present one.
+    ConfigurationPending,
     /// Pods must be made anew for a changed specification.
     RestartNeeded,
     /// A volume claim of another store is in the way.

@@ -3,7 +3,9 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::settings::{BootstrapSpec, DeletionPolicy, PrefixesSpec, RecoverySpec, ReplicationSpec, StorageSpec};
+use crate::settings::{
+    BootstrapSpec, DeletionPolicy, FailoverSpec, PrefixesSpec, RecoverySpec, ReplicationSpec, StorageSpec,
+};
 use crate::status::ReplicatedStoreStatus;
 use crate::template::{ImagePullPolicy, PodTemplate};
 
@@ -81,6 +83,9 @@ pub struct ReplicatedStoreSpec {
     /// How prefixes, the independent databases of a store, come about.
     #[serde(default)]
     pub prefixes: PrefixesSpec,
+    /// When another member takes the primary's place by itself.
+    #[serde(default)]
+    pub failover: FailoverSpec,
     /// How often a member's process may be started anew before it stays up with its data closed.
     #[serde(default)]
     pub recovery: RecoverySpec,

@@ -13,5 +13,6 @@ pub mod names;
 pub mod observed;
 pub mod plan;
 pub mod quorum;
+mod receipt;
 pub mod settings;
 pub mod status;

@@ -20,6 +20,8 @@ pub const ROLE_REPLICA: &str = "replica";
 
 /// Annotation of a volume claim: uid of the store that made it.
 pub const ANNOTATION_STORE_UID: &str = "parovoz.dev/store-uid";
+/// Annotation of the primary's Lease: nobody of an earlier epoch may renew or take it.
+pub const ANNOTATION_EPOCH: &str = "parovoz.dev/epoch";
 /// Annotation of a pod: uid of the volume claim that it was made for.
 pub const ANNOTATION_CLAIM_UID: &str = "parovoz.dev/claim-uid";
 /// Annotation of a pod: hash of those settings that take effect only in a new pod.
@@ -103,6 +105,12 @@ pub fn config(store: &str) -> String {
 #[must_use]
 pub fn account(store: &str) -> String {
     format!("{store}-members")
+}
+
+/// Lease of the primary, renewed by the primary itself where it waits for no replica.
+#[must_use]
+pub fn lease(store: &str) -> String {
+    format!("{store}-primary")
 }
 
 /// Host name of a member, the same for as long as the store lives.

@@ -1,12 +1,16 @@
 //! What the operator knows of one store at one moment.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use parovoz_api::{MemberPhase, MemberRole, Mode, ReplicatedStoreSpec, ReplicatedStoreStatus, StoreReignSpec};
+use parovoz_api::{
+    MemberPhase, MemberRole, Mode, ReignPhase, ReplicatedStoreSpec, ReplicatedStoreStatus, StoreOperationSpec,
+    StoreOperationStatus, StoreReignSpec,
+};
 use serde_json::Value;
+
+use crate::quorum::{Ballot, PrefixVote, Vote};
 
 /// A member whose last report is older than this does not answer: reports come at least every five seconds.
 pub const REPORT_FRESH: Duration = Duration::from_secs(15);
@@ -24,6 +28,10 @@ pub struct Observed {
     pub objects: BTreeMap<ObjectKey, Value>,
     /// The decision record, read from the API server itself and not from a cache.
     pub reign: Option<ReignFacts>,
+    /// The Lease of the store's primary, if it was looked at; see [`Observed::wants_lease`].
+    pub lease: Option<LeaseFacts>,
+    /// Operations on this store.
+    pub operations: Vec<OperationFacts>,
     /// What each member said last, by pod name.
     pub contacts: BTreeMap<String, Contact>,
     /// The time of the observation.
@@ -82,6 +90,50 @@ pub struct PodFacts {
     pub in_standing: bool,
     /// What keeps its container from running, if anything does.
     pub trouble: Option<String>,
+    /// What processes of its container that ended had written as their termination message: the identity of each. Only
+    /// what the kubelet saw end, never what it merely lost sight of.
+    pub ended_processes: Vec<String>,
+    /// True if its node takes no new pods: it is about to be drained.
+    pub cordoned: bool,
+}
+
+/// Facts about the Lease of a store's primary. Times are by one monotonic clock of the observer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseFacts {
+    /// metadata.resourceVersion; empty if there is no Lease yet.
+    pub resource_version: String,
+    /// The epoch below which nobody may renew it; 0 = none.
+    pub epoch: u64,
+    /// data_uuid of who renewed it last.
+    pub holder: Option<String>,
+    /// For how long neither its holder nor its renewal has changed.
+    pub unmoved_for: Duration,
+    /// Each epoch that it was seen to carry, and for how long at least that one.
+    pub raised: Vec<(u64, Duration)>,
+}
+
+impl LeaseFacts {
+    /// For how long nobody can have renewed it in the name of a reign of this epoch. None while somebody still may.
+    #[must_use]
+    pub fn unmoved(&self, epoch: u64) -> Option<Duration> {
+        let above = self.raised.iter().filter(|(raised, _)| *raised > epoch).map(|(_, since)| *since).max();
+        (self.epoch > epoch).then(|| above.unwrap_or_default().max(self.unmoved_for))
+    }
+}
+
+/// Facts about a `StoreOperation` on this store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OperationFacts {
+    /// metadata.name
+    pub name: String,
+    /// metadata.uid
+    pub uid: String,
+    /// metadata.creationTimestamp
+    pub created: Timestamp,
+    /// What is asked for.
+    pub spec: StoreOperationSpec,
+    /// How it goes.
+    pub status: StoreOperationStatus,
 }
 
 /// Facts about a volume claim with the store's label.
@@ -134,6 +186,10 @@ pub enum ObjectKind {
     Service,
     /// policy/v1 PodDisruptionBudget
     PodDisruptionBudget,
+    /// rbac.authorization.k8s.io/v1 Role
+    Role,
+    /// rbac.authorization.k8s.io/v1 RoleBinding
+    RoleBinding,
 }
 
 /// What is known of one member by talking to it.
@@ -164,6 +220,15 @@ pub struct Position {
     pub sequence: u64,
 }
 
+/// Names a reign: the number and the random identity.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReignRef {
+    /// The number.
+    pub epoch: u64,
+    /// The random identity.
+    pub reign_id: String,
+}
+
 /// A reign as a member knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KnownReign {
@@ -179,6 +244,8 @@ pub struct KnownReign {
     pub mode: Mode,
     /// Replicas that must have a write durably.
     pub min_sync_replicas: u32,
+    /// For how long a lease of it holds, in milliseconds.
+    pub lease_duration_ms: u64,
 }
 
 /// What a member says of itself.
@@ -218,13 +285,30 @@ pub struct Report {
     pub restarts: u32,
     /// True if every prefix is there, whole and at or past its floor.
     pub complete: bool,
+    /// The reign that it is sealed for; None if it was not, or followed or led that reign since.
+    pub sealed: Option<ReignRef>,
+    /// Since it heard from the primary; None on the primary and if it never did.
+    pub primary_silence: Option<Duration>,
+    /// On a primary: it could acknowledge a write and answer a fresh read now.
+    pub can_acknowledge: bool,
+    /// On a primary: for how long the oldest waiting write has been waiting.
+    pub oldest_wait: Duration,
+    /// Since the last successful fsync that was asked for; None when none was asked for lately.
+    pub stalled_fsync: Option<Duration>,
+    /// On a primary: for how long writes are still frozen.
+    pub frozen: Duration,
+    /// Since the process was started.
+    pub uptime: Duration,
+    /// Fingerprint of the configuration in effect.
+    pub config_hash: String,
 }
 
 impl Report {
     /// The highest epoch that this member knows of in any way.
     #[must_use]
     pub fn highest_epoch(&self) -> u64 {
-        self.reign.as_ref().map_or(0, |reign| reign.epoch).max(self.started_epoch)
+        let sealed = self.sealed.as_ref().map_or(0, |sealed| sealed.epoch);
+        self.reign.as_ref().map_or(0, |reign| reign.epoch).max(self.started_epoch).max(sealed)
     }
 
     /// True if it leads this very reign.
@@ -237,6 +321,48 @@ impl Report {
     #[must_use]
     pub fn promised(&self, epoch: u64, reign_id: &str) -> bool {
         self.reign.as_ref().is_some_and(|reign| reign.epoch == epoch && reign.reign_id == reign_id)
+    }
+
+    /// True if it is sealed for this very reign.
+    #[must_use]
+    pub fn is_sealed(&self, epoch: u64, reign_id: &str) -> bool {
+        self.sealed.as_ref().is_some_and(|sealed| sealed.epoch == epoch && sealed.reign_id == reign_id)
+    }
+
+    /// What it votes, or would vote if it were sealed now. A blank member has no ballot.
+    #[must_use]
+    pub fn ballot(&self) -> Option<Ballot> {
+        let votes = self.prefixes.iter().map(|prefix| {
+            let entry = PrefixVote { name: prefix.name.clone(), catalogue: prefix.system, vote: prefix.vote };
+            (prefix.prefix_uuid.clone(), entry)
+        });
+        let can_lead = self.phase != MemberPhase::Parked && self.phase != MemberPhase::Unknown;
+        (!self.blank()).then(|| Ballot { can_lead, votes: votes.collect() })
+    }
+
+    /// True if it leads and the catalogue is served: clients that are sent to it are answered.
+    #[must_use]
+    pub fn serves_catalogue(&self) -> bool {
+        self.phase == MemberPhase::Serving || self.prefixes.iter().any(|prefix| prefix.system && prefix.served)
+    }
+
+    /// True if it leads and every prefix is served.
+    #[must_use]
+    pub fn serves_all(&self) -> bool {
+        self.phase == MemberPhase::Serving && self.prefixes.iter().all(|prefix| prefix.served)
+    }
+
+    /// True if it follows closely, with a whole copy.
+    #[must_use]
+    pub fn streams(&self) -> bool {
+        self.usable() && self.phase == MemberPhase::Streaming && self.upstream_connected
+    }
+
+    /// Records that it knows to lack, over all prefixes: what its upstream last said to have.
+    #[must_use]
+    pub fn known_lag(&self) -> u64 {
+        let behind = |prefix: &PrefixReport| prefix.upstream_latest.sequence.saturating_sub(prefix.applied.sequence);
+        self.prefixes.iter().fold(0, |sum: u64, prefix| sum.saturating_add(behind(prefix)))
     }
 
     /// True if the volume holds nothing and has never held anything.
@@ -260,29 +386,6 @@ impl Report {
         self.complete && phase_allows
     }
 
-    /// The position of each prefix, by prefix_uuid.
-    #[must_use]
-    pub fn positions(&self) -> BTreeMap<&str, Position> {
-        self.prefixes.iter().map(|prefix| (prefix.prefix_uuid.as_str(), prefix.applied)).collect()
-    }
-
-    /// Compare two members prefix by prefix. None if each has something that the other lacks.
-    #[must_use]
-    pub fn compare(&self, other: &Self) -> Option<Ordering> {
-        let (mine, theirs) = (self.positions(), other.positions());
-        let mut result = Ordering::Equal;
-        for prefix in mine.keys().chain(theirs.keys()) {
-            let one = mine.get(prefix).copied();
-            match (result, one.cmp(&theirs.get(prefix).copied())) {
-                (_, Ordering::Equal) => {}
-                (Ordering::Equal, different) => result = different,
-                (before, different) if before == different => {}
-                _ => return None,
-            }
-        }
-        Some(result)
-    }
-
     /// Highest epoch and summed sequences: one figure for people, and the order among incomparable members.
     #[must_use]
     pub fn summary(&self) -> Position {
@@ -294,7 +397,7 @@ impl Report {
 }
 
 /// One prefix of a member.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PrefixReport {
     /// Its name.
     pub name: String,
@@ -306,6 +409,30 @@ pub struct PrefixReport {
     pub bootstrap: Option<BootstrapProgress>,
     /// What is wrong with it; empty if nothing.
     pub reason: String,
+    /// True for the catalogue.
+    pub system: bool,
+    /// What the member votes, or would vote.
+    pub vote: Vote,
+    /// On a primary: clients are served.
+    pub served: bool,
+    /// The upstream's latest, as far as known.
+    pub upstream_latest: Position,
+}
+
+impl Default for PrefixReport {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            prefix_uuid: String::new(),
+            applied: Position::default(),
+            bootstrap: None,
+            reason: String::new(),
+            system: false,
+            vote: Vote::Unknown { floor: None },
+            served: false,
+            upstream_latest: Position::default(),
+        }
+    }
 }
 
 /// A copy under way.
@@ -349,6 +476,19 @@ impl Observed {
     #[must_use]
     pub fn own_reign(&self) -> Option<&ReignFacts> {
         self.reign.as_ref().filter(|reign| reign.spec.store_uid == self.store.uid)
+    }
+
+    /// True if a decision may rest on the Lease of the store's primary: it should be read anew before the next plan.
+    #[must_use]
+    pub fn wants_lease(reign: Option<&ReignFacts>) -> bool {
+        let Some(spec) = reign.map(|reign| &reign.spec) else { return false };
+        let alone = |past: &parovoz_api::PastReign| past.min_sync_replicas == 0;
+        match spec.current.phase {
+            ReignPhase::Sealing | ReignPhase::Promoting => {
+                spec.current.min_sync_replicas == 0 || spec.history.iter().any(alone)
+            }
+            ReignPhase::Forming | ReignPhase::Serving => false,
+        }
     }
 
     /// The volume claim of a member.

@@ -129,14 +129,18 @@ pub struct Proof {
 /// True if the old reign can acknowledge nothing that the sealed members do not know of, and answer no fresh read.
 #[must_use]
 pub fn fence(old: &OldReign, ballots: &Ballots, proof: Proof) -> bool {
-    if ballots.contains_key(&old.primary) || proof.ended {
+    if ballots.contains_key(&old.primary) || proof.ended || crate::mutant::on("fence-not-asked") {
         return true;
     }
     let replicas = old.sealed_replicas(ballots).count();
     match old.needed() {
         Some(needed) => replicas >= needed,
         // Away from the API server the primary goes on by promises of *all* members: one that sealed takes its own back.
-        None => replicas >= 1 && proof.lease_unmoved.is_some_and(|unmoved| unmoved >= old.lease),
+        None => {
+            let unmoved = proof.lease_unmoved.is_some_and(|unmoved| unmoved >= old.lease);
+            (replicas >= 1 || crate::mutant::on("lease-alone-fences"))
+                && (unmoved || crate::mutant::on("lease-not-awaited"))
+        }
     }
 }
 

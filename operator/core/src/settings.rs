@@ -1,5 +1,7 @@
 //! The specification with its texts turned into numbers, and the file that members read.
 
+use std::time::Duration;
+
 use parovoz_api::{Durability, ParseUnitError, PrefixCreation, ReplicatedStoreSpec};
 use serde::Serialize;
 
@@ -16,8 +18,27 @@ pub struct Settings {
     pub lag_warning_sequences: u64,
     /// Lag from which a replica is reported, in milliseconds.
     pub lag_warning_ms: u64,
+    /// When another member takes the primary's place by itself.
+    pub failover: Failover,
     /// What members read from their file.
     pub member: MemberConfig,
+}
+
+/// When another member takes the primary's place by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failover {
+    /// False: only if a person asks for it.
+    pub enabled: bool,
+    /// How long an absence is waited out.
+    pub delay: Duration,
+    /// For how long a lease of a new reign holds, in milliseconds.
+    pub lease_duration_ms: i64,
+    /// Records that a candidate may lack where writes wait for no replica.
+    pub max_lag: u64,
+    /// Pause after a failover.
+    pub cooldown: Duration,
+    /// Failovers within an hour.
+    pub max_per_hour: usize,
 }
 
 /// The file that every member reads, as JSON.
@@ -29,7 +50,6 @@ pub struct MemberConfig {
     /// How long write-ahead log is kept at least.
     pub wal_retention_seconds: u64,
     /// Size at which the oldest log goes; the member's own share of its volume unless set.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub wal_retention_max_bytes: Option<u64>,
     /// Largest batch on a stream.
     pub max_batch_bytes: u64,
@@ -76,6 +96,16 @@ impl Settings {
             min_sync_replicas: replication.min_sync_replicas.clamp(0, 8).unsigned_abs(),
             lag_warning_sequences,
             lag_warning_ms: u64::try_from(stream.lag_warning.time.duration()?.as_millis()).unwrap_or(u64::MAX),
+            failover: Failover {
+                enabled: spec.failover.enabled,
+                delay: spec.failover.delay.duration()?,
+                lease_duration_ms: i64::try_from(spec.failover.lease_duration.duration()?.as_millis())
+                    .unwrap_or(60_000)
+                    .clamp(1_000, 60_000),
+                max_lag: unsigned(spec.failover.max_lag),
+                cooldown: spec.failover.cooldown.duration()?,
+                max_per_hour: usize::try_from(spec.failover.max_per_hour).unwrap_or(1),
+            },
             member: MemberConfig {
                 durability: replication.durability,
                 wal_retention_seconds: replication.wal_retention.time.duration()?.as_secs(),
@@ -97,6 +127,15 @@ impl Settings {
                 },
             },
         })
+    }
+}
+
+impl MemberConfig {
+    /// The fingerprint by which a member says that it uses this file: CRC-32C of its compact form.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        // Numbers, enums and structs: nothing in it could fail to become JSON.
+        format!("{:08x}", crc32c::crc32c(&serde_json::to_vec(self).unwrap_or_default()))
     }
 }
 

@@ -35,7 +35,8 @@ fn status_is_written_for_what_changed_at_once_and_for_moving_figures_every_five_
 fn a_condition_that_turns_is_an_event_and_keeps_its_time_until_it_turns_again() {
     let mut world = World::converged(2);
     let healthy = world.store.status.clone().unwrap();
-    world.cut(1);
+    world.black_out(1);
+    world.black_out(2);
     world.steps(2);
     let down = world.store.status.clone().unwrap();
     let told = events(Some(&healthy), &down);

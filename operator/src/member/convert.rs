@@ -1,8 +1,13 @@
 //! Wire messages to the core's values and back.
 
+use std::time::Duration;
+
 use parovoz_api::{MemberPhase, MemberRole, Mode};
-use parovoz_operator_core::observed::{BootstrapProgress, FollowerReport, KnownReign, Position, PrefixReport, Report};
-use parovoz_operator_core::plan::Endpoint;
+use parovoz_operator_core::observed::{
+    BootstrapProgress, FollowerReport, KnownReign, Position, PrefixReport, ReignRef, Report,
+};
+use parovoz_operator_core::plan::{Endpoint, PrefixPosition, SealEvidence};
+use parovoz_operator_core::quorum::Vote;
 use parovoz_proto::v1;
 
 /// What a member said, as the core sees it. Values that this build does not know become `Unknown`.
@@ -40,6 +45,30 @@ pub fn report(message: v1::MemberReport) -> Report {
         reason: message.reason,
         restarts: message.restarts,
         complete: message.complete,
+        sealed: message
+            .sealed
+            .map(|sealed| ReignRef { epoch: sealed.epoch, reign_id: sealed.reign_id })
+            .filter(|sealed| sealed.epoch > 0),
+        primary_silence: message.primary_silence_ms.map(Duration::from_millis),
+        can_acknowledge: message.can_acknowledge,
+        oldest_wait: Duration::from_millis(message.oldest_wait_ms),
+        stalled_fsync: message.stalled_fsync_ms.map(Duration::from_millis),
+        frozen: Duration::from_millis(message.frozen_ms),
+        uptime: Duration::from_millis(message.uptime_ms),
+        config_hash: message.config_hash,
+    }
+}
+
+fn place(position: v1::Position) -> Position {
+    Position { epoch: position.epoch, sequence: position.sequence }
+}
+
+/// A vote that is absent is unknown: a member of an earlier version does not vote.
+fn vote(vote: Option<v1::Vote>) -> Vote {
+    match vote {
+        Some(v1::Vote { known: Some(known), .. }) => Vote::Known(place(known)),
+        Some(v1::Vote { floor, .. }) => Vote::Unknown { floor: floor.map(place) },
+        None => Vote::Unknown { floor: None },
     }
 }
 
@@ -54,15 +83,19 @@ fn known_reign(reign: v1::Reign) -> KnownReign {
         primary: reign.primary,
         members: reign.members,
         min_sync_replicas: reign.min_sync_replicas,
+        lease_duration_ms: reign.lease_duration_ms,
     }
 }
 
 fn prefix(prefix: v1::PrefixReport) -> PrefixReport {
-    let applied = prefix.applied.unwrap_or_default();
     PrefixReport {
         name: prefix.name,
         prefix_uuid: prefix.prefix_uuid,
-        applied: Position { epoch: applied.epoch, sequence: applied.sequence },
+        applied: place(prefix.applied.unwrap_or_default()),
+        system: prefix.system,
+        vote: vote(prefix.vote),
+        served: prefix.served,
+        upstream_latest: place(prefix.upstream_latest.unwrap_or_default()),
         bootstrap: prefix.bootstrap.map(|copy| BootstrapProgress {
             method: copy.method,
             bytes_done: copy.bytes_done,
@@ -85,7 +118,7 @@ fn follower(follower: v1::FollowerReport) -> FollowerReport {
 }
 
 /// A reign for the wire.
-pub(super) fn wire_reign(reign: &KnownReign, lease_duration_ms: u64) -> v1::Reign {
+pub(super) fn wire_reign(reign: &KnownReign) -> v1::Reign {
     let mode = match reign.mode {
         Mode::Async => v1::Mode::Async,
         Mode::Quorum => v1::Mode::Quorum,
@@ -97,7 +130,7 @@ pub(super) fn wire_reign(reign: &KnownReign, lease_duration_ms: u64) -> v1::Reig
         members: reign.members.clone(),
         mode: mode.into(),
         min_sync_replicas: reign.min_sync_replicas,
-        lease_duration_ms,
+        lease_duration_ms: reign.lease_duration_ms,
     }
 }
 
@@ -108,5 +141,30 @@ pub(super) fn wire_endpoint(endpoint: &Endpoint) -> v1::Endpoint {
         replication_address: endpoint.replication_address.clone(),
         client_address: endpoint.client_address.clone(),
         resp_address: endpoint.resp_address.clone(),
+    }
+}
+
+/// Names a reign on the wire.
+pub(super) fn wire_ref(reign: &ReignRef) -> v1::ReignRef {
+    v1::ReignRef { epoch: reign.epoch, reign_id: reign.reign_id.clone() }
+}
+
+/// Positions for the wire.
+pub(super) fn wire_positions(positions: &[PrefixPosition]) -> Vec<v1::Vote> {
+    let one = |at: &PrefixPosition| v1::Vote {
+        prefix_uuid: at.prefix_uuid.clone(),
+        name: at.name.clone(),
+        known: Some(v1::Position { epoch: at.position.epoch, sequence: at.position.sequence }),
+        floor: None,
+    };
+    positions.iter().map(one).collect()
+}
+
+/// Evidence for the wire.
+pub(super) fn wire_evidence(evidence: SealEvidence) -> v1::SealEvidence {
+    match evidence {
+        SealEvidence::Dead => v1::SealEvidence::Dead,
+        SealEvidence::PrimarySealed => v1::SealEvidence::PrimarySealed,
+        SealEvidence::Silent => v1::SealEvidence::Silent,
     }
 }

@@ -2,18 +2,21 @@
 
 use std::time::Duration;
 
+use parovoz_operator_core::observed::ReignRef;
 use parovoz_operator_core::plan::{Order, OrderKind};
 use parovoz_proto::v1::admin_client::AdminClient;
-use parovoz_proto::v1::{FollowRequest, MemberReport, PromoteRequest};
+use parovoz_proto::v1::{FollowRequest, FreezeRequest, MemberReport, PromoteRequest, PullRequest, SealRequest};
 use thiserror::Error;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::convert::{wire_endpoint, wire_reign};
+use super::convert::{wire_endpoint, wire_evidence, wire_positions, wire_ref, wire_reign};
 
-/// A promotion writes and syncs epoch records before it is answered.
-const PROMOTE_WITHIN: Duration = Duration::from_secs(10);
-const FOLLOW_WITHIN: Duration = Duration::from_secs(5);
+/// A member syncs what it promised before it answers. One that does not within this time is not waited for; the order is
+/// given again, and is the same again.
+const WITHIN: Duration = Duration::from_secs(2);
+/// Fetching records takes as long as it takes; what was fetched until then stays.
+const PULL_WITHIN: Duration = Duration::from_secs(60);
 
 /// An order was not carried out. Always tried again by a later plan, under whatever holds then.
 #[derive(Debug, Error)]
@@ -26,6 +29,12 @@ pub enum OrderError {
         /// What it said.
         message: String,
     },
+    /// The same kind of order to it is still under way.
+    #[error("order member {pod}: the one before is not answered yet")]
+    UnderWay {
+        /// The member.
+        pod: String,
+    },
     /// The member was not reached, or not in time: what became of the order is not known.
     #[error("order member {pod}: {message}")]
     Unreachable {
@@ -36,31 +45,50 @@ pub enum OrderError {
     },
 }
 
-pub(super) async fn send(
-    channel: Channel,
-    store_uid: &str,
-    lease_ms: u64,
-    order: &Order,
-) -> Result<MemberReport, OrderError> {
-    let mut client = AdminClient::new(channel);
-    let reign = Some(wire_reign(&order.reign, lease_ms));
-    let (store_uid, data_uuid) = (store_uid.to_owned(), order.data_uuid.clone());
-    let (limit, answer) = match &order.kind {
-        OrderKind::Promote => {
-            let request = PromoteRequest { store_uid, data_uuid, reign, process_id: order.process_id.clone() };
-            (PROMOTE_WITHIN, tokio::time::timeout(PROMOTE_WITHIN, client.promote(request)).await)
-        }
-        OrderKind::Follow { upstream, primary } => {
-            let (upstream, primary) = (Some(wire_endpoint(upstream)), Some(wire_endpoint(primary)));
-            let request = FollowRequest { store_uid, data_uuid, reign, upstream, primary };
-            (FOLLOW_WITHIN, tokio::time::timeout(FOLLOW_WITHIN, client.follow(request)).await)
+pub(super) async fn send(channel: Channel, store_uid: &str, order: &Order) -> Result<MemberReport, OrderError> {
+    let limit = match order.kind {
+        OrderKind::Pull { .. } => PULL_WITHIN,
+        OrderKind::Seal { .. } | OrderKind::Freeze { .. } | OrderKind::Promote { .. } | OrderKind::Follow { .. } => {
+            WITHIN
         }
     };
-    match answer {
+    match tokio::time::timeout(limit, call(channel, store_uid.to_owned(), order)).await {
         Ok(Ok(report)) => Ok(report.into_inner()),
         Ok(Err(status)) => Err(refusal(&order.pod, &status)),
         Err(_) => {
             Err(OrderError::Unreachable { pod: order.pod.clone(), message: format!("no answer within {limit:?}") })
+        }
+    }
+}
+
+async fn call(channel: Channel, store_uid: String, order: &Order) -> Result<tonic::Response<MemberReport>, Status> {
+    let mut client = AdminClient::new(channel);
+    let data_uuid = order.data_uuid.clone();
+    let whole = Some(wire_reign(&order.reign));
+    let named = ReignRef { epoch: order.reign.epoch, reign_id: order.reign.reign_id.clone() };
+    let reign = Some(wire_ref(&named));
+    match &order.kind {
+        OrderKind::Seal { about, evidence } => {
+            let (about, evidence) = (Some(wire_ref(about)), wire_evidence(*evidence).into());
+            client.seal(SealRequest { store_uid, data_uuid, reign, about, evidence }).await
+        }
+        OrderKind::Pull { source, upto } => {
+            let (source, upto) = (Some(wire_endpoint(source)), wire_positions(upto));
+            client.pull(PullRequest { store_uid, data_uuid, reign, source, upto }).await
+        }
+        OrderKind::Freeze { duration } => {
+            let for_ms = u64::try_from(duration.as_millis()).unwrap_or(0);
+            client.freeze(FreezeRequest { store_uid, data_uuid, reign, for_ms }).await
+        }
+        OrderKind::Promote { positions, first } => {
+            let process_id = order.process_id.clone();
+            let positions = wire_positions(positions);
+            let first = *first;
+            client.promote(PromoteRequest { store_uid, data_uuid, reign: whole, process_id, positions, first }).await
+        }
+        OrderKind::Follow { upstream, primary } => {
+            let (upstream, primary) = (Some(wire_endpoint(upstream)), Some(wire_endpoint(primary)));
+            client.follow(FollowRequest { store_uid, data_uuid, reign: whole, upstream, primary }).await
         }
     }
 }

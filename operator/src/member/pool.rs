@@ -99,8 +99,11 @@ impl Members {
         let address = SocketAddr::new(ip, self.port);
         let channel = Endpoint::from_shared(format!("http://{address}"))?
             .connect_timeout(CONNECT_WITHIN)
-            .http2_keep_alive_interval(Duration::from_secs(5))
-            .keep_alive_timeout(Duration::from_secs(5))
+            // A machine that vanished says nothing: it is missed after two and a half seconds, before its replicas may
+            // believe in its silence.
+            .http2_keep_alive_interval(Duration::from_millis(1_500))
+            .keep_alive_timeout(Duration::from_secs(1))
+            .keep_alive_while_idle(true)
             .tcp_nodelay(true)
             .connect_lazy();
         let state = Arc::new(Mutex::new(State::new()));
@@ -114,41 +117,74 @@ impl Members {
         self.stores.lock().remove(store);
     }
 
+    /// Send orders, all at once, and take the reports that answer them over. Returns what became of those that were
+    /// answered within `patience`; the others go on, and their answers are news like any other.
+    pub async fn order_all(
+        self: &Arc<Self>,
+        store: &StoreRef,
+        store_uid: &str,
+        orders: &[Order],
+        patience: Duration,
+    ) -> Vec<Result<(), OrderError>> {
+        let tasks = orders.iter().map(|order| {
+            let (members, store, store_uid, order) = (self.clone(), store.clone(), store_uid.to_owned(), order.clone());
+            let pod = order.pod.clone();
+            let task = tokio::spawn(async move { members.order(&store, &store_uid, &order).await });
+            async move {
+                match tokio::time::timeout(patience, task).await {
+                    Ok(Ok(result)) => result,
+                    Ok(Err(error)) => Err(OrderError::Unreachable { pod, message: error.to_string() }),
+                    Err(_) => Err(OrderError::UnderWay { pod }),
+                }
+            }
+        });
+        futures::future::join_all(tasks).await
+    }
+
     /// Send an order, and take the report that answers it over.
     ///
     /// # Errors
-    /// The member refused, or was not reached in time.
-    pub async fn order(
-        &self,
-        store: &StoreRef,
-        store_uid: &str,
-        lease_ms: u64,
-        order: &Order,
-    ) -> Result<(), OrderError> {
+    /// The member refused, or was not reached in time, or the same order to it is still under way.
+    pub async fn order(&self, store: &StoreRef, store_uid: &str, order: &Order) -> Result<(), OrderError> {
+        let name = name(&order.kind);
         let known = {
             let stores = self.stores.lock();
             let member = stores.get(store).and_then(|members| members.get(&order.pod));
             member.map(|member| (member.channel.clone(), member.state.clone()))
         };
         let sent = match known {
-            Some((channel, state)) => send(channel, store_uid, lease_ms, order).await.map(|answer| {
-                if state.lock().heard(report(answer)) {
-                    // A full queue already holds reasons to look.
-                    let _ = self.queue.try_send(store.clone());
+            Some((channel, state)) => {
+                if !state.lock().begin(name) {
+                    return Err(OrderError::UnderWay { pod: order.pod.clone() });
                 }
-            }),
+                let answer = send(channel, store_uid, order).await;
+                let mut state = state.lock();
+                state.end(name);
+                answer.map(|answer| {
+                    if state.heard(report(answer)) {
+                        // A full queue already holds reasons to look.
+                        let _ = self.queue.try_send(store.clone());
+                    }
+                })
+            }
             None => Err(OrderError::Unreachable { pod: order.pod.clone(), message: "its pod is gone".into() }),
-        };
-        let name = match order.kind {
-            OrderKind::Promote => OrderName::Promote,
-            OrderKind::Follow { .. } => OrderName::Follow,
         };
         let result = match &sent {
             Ok(()) => OrderResult::Done,
             Err(OrderError::Refused { .. }) => OrderResult::Refused,
-            Err(OrderError::Unreachable { .. }) => OrderResult::Unreachable,
+            Err(OrderError::Unreachable { .. } | OrderError::UnderWay { .. }) => OrderResult::Unreachable,
         };
         self.metrics.order(name, result);
         sent
+    }
+}
+
+fn name(kind: &OrderKind) -> OrderName {
+    match kind {
+        OrderKind::Seal { .. } => OrderName::Seal,
+        OrderKind::Pull { .. } => OrderName::Pull,
+        OrderKind::Freeze { .. } => OrderName::Freeze,
+        OrderKind::Promote { .. } => OrderName::Promote,
+        OrderKind::Follow { .. } => OrderName::Follow,
     }
 }

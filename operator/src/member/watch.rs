@@ -1,21 +1,24 @@
 //! The report stream of one member, kept up for as long as its pod is there.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parovoz_operator_core::observed::{Contact, Report};
+use parovoz_operator_core::observed::{Contact, Position, Report};
+use parovoz_operator_core::quorum::Vote;
 use parovoz_proto::v1::StatusRequest;
 use parovoz_proto::v1::admin_client::AdminClient;
 use tonic::transport::Channel;
 
 use super::convert::report;
 use super::pool::Notify;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, OrderName};
 
 /// A stream that is silent for this long is given up: reports come at least every five seconds.
 const SILENT_AFTER: Duration = Duration::from_secs(12);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A member that was started anew must not be overlooked for long: it may be the primary that everybody waits for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often reports that differ only in figures cause a pass over the store.
 const FIGURES_EVERY: Duration = Duration::from_secs(5);
 
@@ -27,12 +30,24 @@ pub(super) struct State {
     /// None while connected.
     unreachable_since: Option<Instant>,
     notified: Instant,
+    /// Orders that are not answered yet.
+    under_way: HashSet<OrderName>,
 }
 
 impl State {
     pub(super) fn new() -> Self {
         let now = Instant::now();
-        Self { report: None, reported: now, unreachable_since: Some(now), notified: now }
+        Self { report: None, reported: now, unreachable_since: Some(now), notified: now, under_way: HashSet::new() }
+    }
+
+    /// An order is about to be sent. False if the same is still under way.
+    pub(super) fn begin(&mut self, order: OrderName) -> bool {
+        self.under_way.insert(order)
+    }
+
+    /// An order was answered, or given up.
+    pub(super) fn end(&mut self, order: OrderName) {
+        self.under_way.remove(&order);
     }
 
     pub(super) fn contact(&self) -> Contact {
@@ -66,8 +81,18 @@ impl State {
 /// The parts of a report that a decision or a word in the status rests on, without figures that always move.
 fn steady(report: &Report) -> Report {
     let mut steady = report.clone();
+    let level = |known: Option<Duration>, steps: &[u64]| {
+        known.map(|known| {
+            steps.iter().copied().map(Duration::from_secs).filter(|step| known >= *step).max().unwrap_or_default()
+        })
+    };
     steady.prefixes.iter_mut().for_each(|prefix| {
-        prefix.applied = parovoz_operator_core::observed::Position { epoch: prefix.applied.epoch, sequence: 0 };
+        prefix.applied = Position { epoch: prefix.applied.epoch, sequence: 0 };
+        prefix.upstream_latest = Position::default();
+        // A sealed member's votes move only by what it fetches, and that is waited for.
+        if let (Vote::Known(at), None) = (&mut prefix.vote, &report.sealed) {
+            at.sequence = 0;
+        }
         if let Some(copy) = &mut prefix.bootstrap {
             copy.bytes_done = 0;
             copy.bytes_total = 0;
@@ -81,6 +106,11 @@ fn steady(report: &Report) -> Report {
         follower.window_left_seconds = None;
     });
     steady.disk_free_bytes = 0;
+    steady.uptime = Duration::ZERO;
+    steady.primary_silence = level(report.primary_silence, &[1, 3]);
+    steady.stalled_fsync = level(report.stalled_fsync, &[5]);
+    steady.oldest_wait = level(Some(report.oldest_wait), &[3]).unwrap_or_default();
+    steady.frozen = if report.frozen.is_zero() { Duration::ZERO } else { Duration::from_secs(1) };
     steady
 }
 

@@ -1,5 +1,5 @@
 //! Step 3: carry a plan out, in its order and without choices of its own: the decision record first, and nothing of the
-//! rest if its swap fails; then orders, objects, labels, deletions.
+//! rest if its swap fails; then the Lease, orders and labels, objects, deletions.
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -7,17 +7,19 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Client, Resource, ResourceExt};
-use parovoz_api::{ReplicatedStore, StoreReign};
+use parovoz_api::{ReplicatedStore, StoreOperation, StoreReign};
 use parovoz_operator_core::build::Object;
 use parovoz_operator_core::names;
 use parovoz_operator_core::observed::{Observed, StoreFacts};
-use parovoz_operator_core::plan::{Delete, DeleteKind, Plan, ReignWrite, RoleLabels};
+use parovoz_operator_core::plan::{Delete, DeleteKind, OperationWrite, Plan, ReignWrite, RoleLabels};
 use parovoz_operator_core::status::Failure;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::fmt::Debug;
+use std::sync::Arc;
 
+use super::lease::{PATIENCE, raise};
 use super::observe::{FromName, controlled};
 use crate::error::{Class, Error, StoreRef, classify};
 use crate::member::Members;
@@ -28,7 +30,7 @@ pub struct Tools<'a> {
     /// The API server.
     pub client: &'a Client,
     /// The members.
-    pub members: &'a Members,
+    pub members: &'a Arc<Members>,
     /// Metrics.
     pub metrics: &'a Metrics,
 }
@@ -40,6 +42,8 @@ pub struct Applied {
     pub failures: Vec<Failure>,
     /// True if something failed that is worth trying again soon.
     pub again: bool,
+    /// Orders that were carried out.
+    pub ordered: usize,
 }
 
 /// Carry a plan out.
@@ -52,35 +56,49 @@ pub async fn apply(tools: &Tools<'_>, observed: &Observed, plan: &Plan) -> Resul
         deletes,
         labels,
         reign_write,
+        lease,
         orders,
+        operations,
         step: _,
         waiting: _,
         events: _,
-        failover: _,
         target: _,
         invalid: _,
         requeue_after: _,
+        urgent: _,
     } = plan;
     let store = &observed.store;
-    let mut applied = Applied { failures: Vec::new(), again: false };
+    let mut applied = Applied { failures: Vec::new(), again: false, ordered: 0 };
     if let Some(write) = reign_write {
         swap(tools, store, write).await?;
     }
     let reference = StoreRef::from_obj_name(&store.name, &store.namespace);
-    let current = reign_write.as_ref().map(|write| &write.spec).or(observed.reign.as_ref().map(|reign| &reign.spec));
-    let lease_ms = current.map_or(0, |spec| u64::try_from(spec.current.lease_duration_ms).unwrap_or(0));
-    let sent = join_all(orders.iter().map(|order| tools.members.order(&reference, &store.uid, lease_ms, order))).await;
-    for error in sent.into_iter().filter_map(Result::err) {
-        tracing::warn!(store = %reference, %error, "order not carried out");
-        applied.again = true;
+    if let Some(write) = lease {
+        raise(tools.client, store, write).await?;
+    }
+    // Clients follow the labels, so they are set at the same time.
+    let labelling = join_all(labels.iter().map(|label| labelled(tools.client, &store.namespace, label)));
+    let ordering = tools.members.order_all(&reference, &store.uid, orders, PATIENCE);
+    let (set, sent) = tokio::join!(labelling, ordering);
+    for (label, result) in labels.iter().zip(set) {
+        applied.note(result, &format!("label pod {}", label.pod), false);
+    }
+    for result in sent {
+        match result {
+            Ok(()) => applied.ordered += 1,
+            Err(error) => {
+                tracing::warn!(store = %reference, %error, "order not carried out");
+                applied.again = true;
+            }
+        }
     }
     for object in objects {
         let result = object_applied(tools.client, store, object).await;
         applied.note(result, &format!("apply {}", object.name()), matches!(object, Object::Claim(_)));
     }
-    for label in labels {
-        let result = labelled(tools.client, &store.namespace, label).await;
-        applied.note(result, &format!("label pod {}", label.pod), false);
+    for write in operations {
+        let result = operation_told(tools.client, &store.namespace, write).await;
+        applied.note(result, &format!("write status of operation {}", write.name), false);
     }
     for delete in deletes {
         let result = deleted(tools.client, &store.namespace, delete).await;
@@ -178,6 +196,8 @@ async fn object_applied(client: &Client, store: &StoreFacts, object: &Object) ->
         Object::ConfigMap(object) => one(client, store, object, owned).await,
         Object::Service(object) => one(client, store, object, owned).await,
         Object::PodDisruptionBudget(object) => one(client, store, object, owned).await,
+        Object::Role(object) => one(client, store, object, owned).await,
+        Object::RoleBinding(object) => one(client, store, object, owned).await,
         Object::Pod(object) => one(client, store, object, owned).await,
         Object::Claim(object) => one(client, store, object, of_this_store).await,
     }
@@ -227,12 +247,25 @@ async fn labelled(client: &Client, namespace: &str, labels: &RoleLabels) -> Resu
     Ok(())
 }
 
+/// Write how an operation goes, into exactly the object that was seen.
+async fn operation_told(client: &Client, namespace: &str, write: &OperationWrite) -> Result<(), Refusal> {
+    let api: Api<StoreOperation> = Api::namespaced(client.clone(), namespace);
+    let patch = json!({"metadata": {"uid": write.uid}, "status": write.status});
+    let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() };
+    api.patch_status(&write.name, &params, &Patch::Merge(patch)).await?;
+    Ok(())
+}
+
 async fn deleted(client: &Client, namespace: &str, delete: &Delete) -> Result<(), Refusal> {
     let exactly = Preconditions { uid: Some(delete.uid.clone()), resource_version: None };
     let params = DeleteParams::background().preconditions(exactly);
     match delete.kind {
         DeleteKind::Pod => {
             let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+            api.delete(&delete.name, &params).await?;
+        }
+        DeleteKind::Operation => {
+            let api: Api<StoreOperation> = Api::namespaced(client.clone(), namespace);
             api.delete(&delete.name, &params).await?;
         }
         DeleteKind::Claim => {

@@ -8,12 +8,15 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::Api;
 use kube::{Client, Resource, ResourceExt};
-use parovoz_api::{ByteSize, ReplicatedStore, ReplicatedStoreStatus, StoreReign};
+use parovoz_api::{ByteSize, ReplicatedStore, ReplicatedStoreStatus, StoreOperation, StoreReign};
 use parovoz_operator_core::names;
-use parovoz_operator_core::observed::{ClaimFacts, ObjectKey, ObjectKind, Observed, PodFacts, ReignFacts, StoreFacts};
+use parovoz_operator_core::observed::{
+    ClaimFacts, ObjectKey, ObjectKind, Observed, OperationFacts, PodFacts, ReignFacts, StoreFacts,
+};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::lease::Leases;
 use crate::caches::Caches;
 use crate::error::{Error, StoreRef};
 use crate::member::{MemberPod, Members};
@@ -26,6 +29,8 @@ pub struct Sources<'a> {
     pub caches: &'a Caches,
     /// The members.
     pub members: &'a Members,
+    /// The Leases of the primaries.
+    pub leases: &'a Leases,
     /// Image for stores that name none.
     pub default_image: &'a str,
 }
@@ -49,14 +54,22 @@ pub async fn observe(
     let member_pods: Vec<MemberPod> =
         pods.iter().filter(|pod| controlled(pod.as_ref(), uid)).map(|pod| member_pod(pod)).collect();
     let contacts = sources.members.sync(&StoreRef::from_obj_name(name, namespace), &member_pods);
+    let reign = reign.map(|reign| ReignFacts {
+        resource_version: reign.metadata.resource_version.unwrap_or_default(),
+        spec: reign.spec,
+    });
+    let lease = match Observed::wants_lease(reign.as_ref()) {
+        true => Some(sources.leases.look(sources.client, &facts).await?),
+        false => None,
+    };
+    let operations = sources.caches.operations_on(namespace, name);
     Ok(Observed {
-        pods: pods.iter().filter_map(|pod| pod_facts(pod, name, uid)).collect(),
+        pods: pods.iter().filter_map(|pod| pod_facts(pod, name, uid, sources.caches)).collect(),
         claims: claims.iter().filter_map(|claim| claim_facts(claim, name, uid)).collect(),
         objects: plain(sources.caches, namespace, name),
-        reign: reign.map(|reign| ReignFacts {
-            resource_version: reign.metadata.resource_version.unwrap_or_default(),
-            spec: reign.spec,
-        }),
+        reign,
+        lease,
+        operations: operations.iter().filter_map(|operation| operation_facts(operation)).collect(),
         contacts: contacts.into_iter().collect(),
         now: Timestamp::now(),
         fresh_id: uuid::Uuid::new_v4().to_string(),
@@ -104,7 +117,7 @@ fn member_pod(pod: &Pod) -> MemberPod {
     }
 }
 
-fn pod_facts(pod: &Arc<Pod>, store: &str, uid: &str) -> Option<PodFacts> {
+fn pod_facts(pod: &Arc<Pod>, store: &str, uid: &str, caches: &Caches) -> Option<PodFacts> {
     let name = pod.name_any();
     let annotation = |key: &str| pod.annotations().get(key).cloned();
     let status = pod.status.as_ref();
@@ -118,6 +131,8 @@ fn pod_facts(pod: &Arc<Pod>, store: &str, uid: &str) -> Option<PodFacts> {
         deleting: pod.metadata.deletion_timestamp.is_some(),
         ended: matches!(status.and_then(|status| status.phase.as_deref()), Some("Failed" | "Succeeded")),
         ready,
+        cordoned: pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_some_and(|node| caches.cordoned(node)),
+        ended_processes: ended(pod),
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
         pod_hash: annotation(names::ANNOTATION_POD_HASH),
         claim_uid: annotation(names::ANNOTATION_CLAIM_UID),
@@ -125,6 +140,27 @@ fn pod_facts(pod: &Arc<Pod>, store: &str, uid: &str) -> Option<PodFacts> {
         in_standing: pod.labels().get(names::LABEL_IN_STANDING).map(String::as_str) == Some("true"),
         trouble: trouble(pod),
         name,
+    })
+}
+
+/// Termination messages of containers that the kubelet saw end. What it lost sight of may still run.
+fn ended(pod: &Pod) -> Vec<String> {
+    let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let states = containers.flat_map(|container| [container.state.as_ref(), container.last_state.as_ref()]);
+    let terminated = states.flatten().filter_map(|state| state.terminated.as_ref());
+    terminated
+        .filter(|ended| ended.reason.as_deref() != Some("ContainerStatusUnknown"))
+        .filter_map(|ended| ended.message.clone())
+        .collect()
+}
+
+fn operation_facts(operation: &Arc<StoreOperation>) -> Option<OperationFacts> {
+    Some(OperationFacts {
+        name: operation.name_any(),
+        uid: operation.metadata.uid.clone()?,
+        created: operation.metadata.creation_timestamp.as_ref()?.0,
+        spec: operation.spec.clone(),
+        status: operation.status.clone().unwrap_or_default(),
     })
 }
 
@@ -180,6 +216,12 @@ fn plain(caches: &Caches, namespace: &str, store: &str) -> BTreeMap<ObjectKey, V
     }
     for object in Caches::of_store(&caches.services, namespace, store) {
         put(ObjectKind::Service, object.name_any(), value(object.as_ref()));
+    }
+    for object in Caches::of_store(&caches.roles, namespace, store) {
+        put(ObjectKind::Role, object.name_any(), value(object.as_ref()));
+    }
+    for object in Caches::of_store(&caches.bindings, namespace, store) {
+        put(ObjectKind::RoleBinding, object.name_any(), value(object.as_ref()));
     }
     for object in Caches::of_store(&caches.budgets, namespace, store) {
         put(ObjectKind::PodDisruptionBudget, object.name_any(), value(object.as_ref()));

@@ -95,6 +95,13 @@ impl Reporter {
         }
     }
 
+    /// Tell what happened in a pass that another follows at once; the status is written by the last of them.
+    pub async fn told(&self, observed: &Observed, plan: &Plan) {
+        for event in &plan.events {
+            self.tell(&observed.store, event).await;
+        }
+    }
+
     async fn tell(&self, store: &StoreFacts, event: &Event) {
         let reason = event.reason.text();
         let key = format!("{}/{reason}/{}", store.uid, event.note);

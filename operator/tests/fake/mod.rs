@@ -271,8 +271,28 @@ impl Admin for Service {
             report.set_role(v1::MemberRole::Primary);
             report.set_phase(v1::MemberPhase::Serving);
             report.complete = true;
+            report.can_acknowledge = true;
+            report.sealed = None;
+            report.frozen_ms = 0;
             report.reign = Some(reign);
         })
+    }
+
+    async fn seal(&self, request: tonic::Request<v1::SealRequest>) -> Out<MemberReport> {
+        let request = request.into_inner();
+        let reign = request.reign.unwrap();
+        self.order(format!("seal {} for {}", request.data_uuid, reign.epoch), |report| report.sealed = Some(reign))
+    }
+
+    async fn pull(&self, request: tonic::Request<v1::PullRequest>) -> Out<MemberReport> {
+        let request = request.into_inner();
+        let source = request.source.unwrap().data_uuid;
+        self.order(format!("{} pulls from {source}", request.data_uuid), |_| {})
+    }
+
+    async fn freeze(&self, request: tonic::Request<v1::FreezeRequest>) -> Out<MemberReport> {
+        let request = request.into_inner();
+        self.order(format!("freeze {}", request.data_uuid), |report| report.frozen_ms = request.for_ms)
     }
 
     async fn follow(&self, request: tonic::Request<v1::FollowRequest>) -> Out<MemberReport> {
@@ -284,6 +304,7 @@ impl Admin for Service {
             report.upstream_address = upstream.replication_address;
             report.upstream_connected = true;
             report.complete = true;
+            report.sealed = None;
             report.reign = request.reign;
         })
     }

@@ -23,7 +23,7 @@ pub fn config_map(store: &StoreFacts, settings: &Settings) -> ConfigMap {
     }
 }
 
-/// The account that members run as. Nothing is granted to it, and no token is mounted.
+/// The account that members run as. It may renew the store's own Lease, and gets a short-lived token for that only.
 #[must_use]
 pub fn service_account(store: &StoreFacts) -> ServiceAccount {
     ServiceAccount {

@@ -4,12 +4,14 @@ mod claim;
 mod config;
 mod disruption;
 mod pod;
+mod rights;
 mod services;
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
 use parovoz_api::ReplicatedStore;
@@ -19,6 +21,7 @@ pub use claim::claim;
 pub use config::{config_map, service_account};
 pub use disruption::disruption_budget;
 pub use pod::pod;
+pub use rights::{role, role_binding};
 pub use services::services;
 
 use crate::names::{LABEL_MEMBER, LABEL_STORE};
@@ -37,6 +40,10 @@ pub enum Object {
     Service(Service),
     /// How many members may be drained at once.
     PodDisruptionBudget(PodDisruptionBudget),
+    /// What the members may do at the API server.
+    Role(Role),
+    /// That it is the members who may.
+    RoleBinding(RoleBinding),
     /// A member's volume claim.
     Claim(PersistentVolumeClaim),
     /// A member. Made once; never changed by applying it again.
@@ -52,6 +59,8 @@ impl Object {
             Self::ConfigMap(object) => object.meta(),
             Self::Service(object) => object.meta(),
             Self::PodDisruptionBudget(object) => object.meta(),
+            Self::Role(object) => object.meta(),
+            Self::RoleBinding(object) => object.meta(),
             Self::Claim(object) => object.meta(),
             Self::Pod(object) => object.meta(),
         };
@@ -64,6 +73,8 @@ impl Object {
 pub fn plain_objects(store: &StoreFacts, settings: &Settings) -> Vec<(ObjectKey, Object)> {
     let mut objects = vec![
         (ObjectKind::ServiceAccount, Object::ServiceAccount(service_account(store))),
+        (ObjectKind::Role, Object::Role(role(store))),
+        (ObjectKind::RoleBinding, Object::RoleBinding(role_binding(store))),
         (ObjectKind::ConfigMap, Object::ConfigMap(config_map(store, settings))),
     ];
     objects.extend(services(store).into_iter().map(|service| (ObjectKind::Service, Object::Service(service))));
@@ -78,6 +89,8 @@ pub fn plain_objects(store: &StoreFacts, settings: &Settings) -> Vec<(ObjectKey,
 pub fn to_value(object: &Object) -> serde_json::Result<Value> {
     match object {
         Object::ServiceAccount(object) => serde_json::to_value(object),
+        Object::Role(object) => serde_json::to_value(object),
+        Object::RoleBinding(object) => serde_json::to_value(object),
         Object::ConfigMap(object) => serde_json::to_value(object),
         Object::Service(object) => serde_json::to_value(object),
         Object::PodDisruptionBudget(object) => serde_json::to_value(object),

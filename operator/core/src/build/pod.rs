@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
-    EnvVarSource, HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodAffinityTerm,
-    PodAntiAffinity, PodSecurityContext, PodSpec, Probe, SeccompProfile, SecurityContext, TopologySpreadConstraint,
-    Volume, VolumeMount, WeightedPodAffinityTerm,
+    Affinity, Capabilities, ConfigMapProjection, ConfigMapVolumeSource, Container, ContainerPort,
+    DownwardAPIProjection, DownwardAPIVolumeFile, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath,
+    ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
+    PodSpec, Probe, ProjectedVolumeSource, SeccompProfile, SecurityContext, ServiceAccountTokenProjection,
+    TopologySpreadConstraint, Volume, VolumeMount, VolumeProjection, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -19,6 +20,8 @@ use crate::settings::pod_hash;
 const USER: i64 = 65532;
 const DATA_DIR: &str = "/data";
 const CONFIG_DIR: &str = "/etc/parovoz";
+/// Where every Kubernetes client looks for it.
+const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const HOST_LABEL: &str = "kubernetes.io/hostname";
 
 /// The pod of the member whose volume claim is given. It begins as a replica by label, as the process does by rule.
@@ -74,6 +77,7 @@ fn container(store: &StoreFacts, claim: &ClaimFacts, member: &str, default_image
             mount("data", DATA_DIR, false),
             mount("config", CONFIG_DIR, true),
             mount("tmp", "/tmp", false),
+            mount("token", TOKEN_DIR, true),
         ]),
         // Opening a thousand prefixes takes seconds; a minute and more passes before a start counts as stuck.
         startup_probe: Some(probe("/healthz", 1, 120)),
@@ -98,6 +102,7 @@ fn environment(store: &StoreFacts, claim: &ClaimFacts, member: &str) -> Vec<EnvV
         literal("PAROVOZ_STORE_NAME", store.name.clone()),
         literal("PAROVOZ_CLAIM_UID", claim.uid.clone()),
         literal("PAROVOZ_ADVERTISE_HOST", names::host(&store.name, &store.namespace, member)),
+        literal("PAROVOZ_LEASE", names::lease(&store.name)),
         literal("PAROVOZ_DATA_DIR", DATA_DIR.into()),
         literal("PAROVOZ_CONFIG", format!("{CONFIG_DIR}/{CONFIG_FILE}")),
         field("POD_NAME", "metadata.name"),
@@ -169,7 +174,44 @@ fn volumes(store: &StoreFacts, claim: &ClaimFacts) -> Vec<Volume> {
             ..Volume::default()
         },
         Volume { name: "tmp".into(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
+        token(),
     ]
+}
+
+/// What a member renews its Lease with: a token of an hour, renewed by the kubelet, and the API server's certificate.
+fn token() -> Volume {
+    let token = ServiceAccountTokenProjection {
+        expiration_seconds: Some(3600),
+        path: "token".into(),
+        ..ServiceAccountTokenProjection::default()
+    };
+    let root = ConfigMapProjection {
+        name: "kube-root-ca.crt".into(),
+        items: Some(vec![KeyToPath { key: "ca.crt".into(), path: "ca.crt".into(), ..KeyToPath::default() }]),
+        optional: None,
+    };
+    let namespace = DownwardAPIProjection {
+        items: Some(vec![DownwardAPIVolumeFile {
+            path: "namespace".into(),
+            field_ref: Some(ObjectFieldSelector {
+                field_path: "metadata.namespace".into(),
+                api_version: Some("v1".into()),
+            }),
+            ..DownwardAPIVolumeFile::default()
+        }]),
+    };
+    Volume {
+        name: "token".into(),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(vec![
+                VolumeProjection { service_account_token: Some(token), ..VolumeProjection::default() },
+                VolumeProjection { config_map: Some(root), ..VolumeProjection::default() },
+                VolumeProjection { downward_api: Some(namespace), ..VolumeProjection::default() },
+            ]),
+            ..ProjectedVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
 }
 
 fn pod_security() -> PodSecurityContext {

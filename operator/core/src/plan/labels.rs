@@ -1,6 +1,6 @@
 //! The labels that services select by: a view of what members say, never a decision.
 
-use parovoz_api::{MemberPhase, ReignRecord};
+use parovoz_api::{MemberRole, ReignPhase, ReignRecord};
 
 use super::Context;
 use crate::names::{ROLE_PRIMARY, ROLE_REPLICA};
@@ -23,22 +23,16 @@ pub struct RoleLabels {
 /// of the services meanwhile.
 pub(super) fn labels(context: &Context<'_>, record: &ReignRecord) -> Vec<RoleLabels> {
     let epoch = u64::try_from(record.epoch).unwrap_or(0);
-    let previous = context.observed.own_reign().map(|reign| &reign.spec.current);
     let leads = |pod: &PodFacts| {
         context.observed.answer(pod.ordinal).is_some_and(|report| {
-            // While the same primary goes from one epoch to the next, it leads the earlier one for a moment.
-            let earlier = previous.is_some_and(|previous| {
-                previous.primary == record.primary
-                    && report.leads(u64::try_from(previous.epoch).unwrap_or(0), &previous.reign_id)
-            });
-            report.data_uuid == record.primary && (report.leads(epoch, &record.reign_id) || earlier)
+            report.data_uuid == record.primary && report.leads(epoch, &record.reign_id) && report.serves_catalogue()
         })
     };
     let pods = || context.observed.pods.iter().filter(|pod| pod.owned && !pod.deleting);
     let leader = pods().find(|pod| leads(pod)).map(|pod| pod.ordinal);
     let mut changed: Vec<RoleLabels> = pods()
         .filter_map(|pod| {
-            let wanted = wanted(context, pod, leader);
+            let wanted = wanted(context, pod, leader, record);
             let present = (pod.role.as_deref(), pod.in_standing);
             (present != (Some(wanted.role), wanted.in_standing)).then_some(wanted)
         })
@@ -47,12 +41,15 @@ pub(super) fn labels(context: &Context<'_>, record: &ReignRecord) -> Vec<RoleLab
     changed
 }
 
-fn wanted(context: &Context<'_>, pod: &PodFacts, leader: Option<u32>) -> RoleLabels {
+fn wanted(context: &Context<'_>, pod: &PodFacts, leader: Option<u32>, record: &ReignRecord) -> RoleLabels {
     let was_primary = pod.role.as_deref() == Some(ROLE_PRIMARY);
     let report = context.observed.answer(pod.ordinal);
-    let primary = leader == Some(pod.ordinal) || (leader.is_none() && report.is_none() && was_primary);
+    // While a planned reign begins, clients stay with the one that leads until the next one does.
+    let between = record.phase != ReignPhase::Serving && record.cause.planned();
+    let stays = report.is_none_or(|report| between && report.role == MemberRole::Primary);
+    let primary = leader == Some(pod.ordinal) || (leader.is_none() && stays && was_primary);
     let standing = match report {
-        Some(report) => report.usable() && report.phase == MemberPhase::Streaming && report.upstream_connected,
+        Some(report) => report.streams(),
         None => pod.in_standing,
     };
     RoleLabels {

@@ -101,7 +101,7 @@ fn one(context: &Context<'_>, ordinal: u32, plan: &mut Plan, stale: &mut Vec<u32
     }
 }
 
-fn existing(context: &Context<'_>, pod: &PodFacts, claim: &ClaimFacts, plan: &mut Plan, stale: &mut Vec<u32>) {
+fn existing(context: &Context<'_>, pod: &PodFacts, claim: &ClaimFacts, plan: &mut Plan, old: &mut Vec<u32>) {
     if pod.deleting {
         return;
     }
@@ -110,8 +110,8 @@ fn existing(context: &Context<'_>, pod: &PodFacts, claim: &ClaimFacts, plan: &mu
     } else if pod.ended {
         plan.event(true, EventReason::PodEnded, format!("{} has ended and is made anew", pod.name));
         plan.deletes.push(delete_pod(pod));
-    } else if pod.pod_hash.as_deref() != Some(pod_hash(&context.observed.store.spec).as_str()) {
-        stale.push(pod.ordinal);
+    } else if stale(context, pod) {
+        old.push(pod.ordinal);
     }
     if let Some(report) = context.observed.parked(pod.ordinal) {
         let message = format!("{} keeps its data closed until a person has looked: {}", pod.name, report.reason);
@@ -149,6 +149,20 @@ fn release(context: &Context<'_>, pod: &PodFacts, plan: &mut Plan) {
     );
     plan.event(true, EventReason::VolumeLost, note);
     plan.deletes.push(delete_pod(pod));
+}
+
+/// True if a pod runs with other settings than those asked for.
+pub(super) fn stale(context: &Context<'_>, pod: &PodFacts) -> bool {
+    pod.pod_hash.as_deref() != Some(pod_hash(&context.observed.store.spec).as_str())
+}
+
+/// True if every wanted member but this one runs with the settings asked for, and streams.
+pub(super) fn others_updated(context: &Context<'_>, ordinal: u32) -> bool {
+    let mut others = context.target.iter().filter(|other| **other != ordinal);
+    others.all(|other| {
+        context.observed.pod(*other).is_some_and(|pod| !stale(context, pod))
+            && context.observed.answer(*other).is_some_and(Report::streams)
+    })
 }
 
 fn claim_differs(context: &Context<'_>, claim: &ClaimFacts) -> bool {

@@ -4,20 +4,26 @@
 //! plan itself writes, or under the one already on record: the executor writes the record first and sends no order if
 //! the swap fails.
 
-mod election;
+mod first;
 mod labels;
 mod members;
-mod orders;
-mod record;
+mod operations;
+pub(crate) mod orders;
+mod planned;
+pub(crate) mod procedure;
+pub(crate) mod record;
 mod reign;
+mod suspect;
 
 use std::time::Duration;
 
-use parovoz_api::{ConditionReason, FailoverReceipt, StoreReignSpec, Waiting, WaitingReason};
+use parovoz_api::{ConditionReason, ReignRecord, StoreReignSpec, Waiting, WaitingReason};
 
 pub use labels::RoleLabels;
 pub use members::target;
-pub use orders::{Endpoint, Order, OrderKind};
+pub use operations::OperationWrite;
+pub use orders::{Endpoint, Order, OrderKind, PrefixPosition, SealEvidence};
+pub use record::{Past, may_have_served};
 
 use crate::build::{self, Object};
 use crate::observed::Observed;
@@ -25,6 +31,8 @@ use crate::settings::Settings;
 
 /// How soon to look again after something was changed.
 pub const SOON: Duration = Duration::from_secs(1);
+/// How soon to look again while a reign begins or a primary is missed: a lost message costs no more than this.
+pub const WHILE_REIGN_BEGINS: Duration = Duration::from_millis(250);
 /// How soon to look again while something waits.
 pub const WHILE_WAITING: Duration = Duration::from_secs(3);
 /// How soon to look again when there is nothing to do. Never never: a missed event must not stall a store.
@@ -41,22 +49,35 @@ pub struct Plan {
     pub labels: Vec<RoleLabels>,
     /// The new content of the decision record. Swapped before any order is sent.
     pub reign_write: Option<ReignWrite>,
+    /// The Lease of the primary, raised after that swap and before any order is sent.
+    pub lease: Option<LeaseWrite>,
     /// Orders to members.
     pub orders: Vec<Order>,
+    /// Operations whose state changed.
+    pub operations: Vec<OperationWrite>,
     /// The one topology step that this plan takes.
     pub step: Option<Step>,
     /// Why anything waits, and the command that helps.
     pub waiting: Vec<Waiting>,
     /// What happened, for people.
     pub events: Vec<Event>,
-    /// The receipt of an unplanned change of primary that this plan begins.
-    pub failover: Option<FailoverReceipt>,
     /// Ordinals of the members that the store should have.
     pub target: Vec<u32>,
     /// Why the specification cannot be carried out at all. Terminal until it changes.
     pub invalid: Option<String>,
     /// When to look again, whatever else happens.
     pub requeue_after: Duration,
+    /// True if what comes next rests only on what this plan does: look again at once, before anything is reported.
+    pub urgent: bool,
+}
+
+/// A raise of the epoch in the primary's Lease, which makes every holder of an earlier one stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseWrite {
+    /// The new epoch.
+    pub epoch: u64,
+    /// The version that must still be the present one; empty if there must be no Lease yet.
+    pub resource_version: String,
 }
 
 /// A deletion, bound to the object that was seen.
@@ -77,6 +98,8 @@ pub enum DeleteKind {
     Pod,
     /// A member's volume claim.
     Claim,
+    /// A `StoreOperation` that was kept long enough.
+    Operation,
 }
 
 /// A swap of the decision record.
@@ -117,10 +140,20 @@ pub struct Event {
 pub enum EventReason {
     /// The first reign was begun.
     FirstReign,
-    /// The same member leads again after its process was started anew.
-    PrimaryRestarted,
+    /// The primary is believed to be out, and a new reign is begun.
+    PrimarySuspect,
     /// Another member leads.
     PrimaryReplaced,
+    /// What a failover lost is known.
+    LossKnown,
+    /// Another member was asked to lead.
+    Switchover,
+    /// A switchover was given up and the old primary leads on.
+    SwitchoverGivenUp,
+    /// A person promoted a member and accepted a loss.
+    PromotedByPerson,
+    /// The primary acknowledges without replicas until they are back.
+    ServingWithoutQuorum,
     /// The members of the reign changed.
     MembersChanged,
     /// Mode or minSyncReplicas changed.
@@ -158,36 +191,71 @@ impl Plan {
             && self.deletes.is_empty()
             && self.labels.is_empty()
             && self.reign_write.is_none()
+            && self.lease.is_none()
+            && self.operations.is_empty()
             && self.orders.is_empty()
+    }
+
+    /// Look again within this time.
+    pub(crate) fn within(&mut self, pause: Duration) {
+        self.requeue_after = self.requeue_after.min(pause);
     }
 
     pub(crate) fn wait(&mut self, reason: WaitingReason, message: String, command: Option<String>) {
         self.waiting.push(Waiting { reason, message, command });
     }
 
-    fn event(&mut self, warning: bool, reason: EventReason, note: String) {
+    pub(crate) fn event(&mut self, warning: bool, reason: EventReason, note: String) {
         self.events.push(Event { warning, reason, note });
     }
 }
 
 /// What every part of the planner sees.
-struct Context<'a> {
-    observed: &'a Observed,
-    settings: &'a Settings,
-    target: &'a [u32],
+pub(crate) struct Context<'a> {
+    pub(crate) observed: &'a Observed,
+    pub(crate) settings: &'a Settings,
+    pub(crate) target: &'a [u32],
 }
 
+/// How long a member counts as silent whose pod is gone or holds another volume.
+const GONE: Duration = Duration::from_secs(3);
+
 impl Context<'_> {
-    fn name(&self, ordinal: u32) -> String {
+    /// For how long the member of this identity, once in the pod of this name, has not answered.
+    pub(crate) fn silence_of(&self, data_uuid: &str, name: &str) -> Duration {
+        let pod = self.ordinal(name).and_then(|ordinal| self.observed.pod(ordinal));
+        let Some(pod) = pod else { return GONE };
+        match self.observed.answer(pod.ordinal) {
+            Some(report) if report.data_uuid == data_uuid => Duration::ZERO,
+            Some(_) => GONE,
+            None => self.observed.silence(pod.ordinal),
+        }
+    }
+
+    /// The command by which a person promotes a member and accepts what that may lose.
+    pub(crate) fn promote_command(&self, record: &ReignRecord, attest: bool) -> Option<String> {
+        let store = &self.observed.store;
+        let listed = record.members.iter().filter(|member| member.data_uuid != record.primary);
+        let answers = |name: &str| self.ordinal(name).is_some_and(|ordinal| self.observed.answer(ordinal).is_some());
+        let member = listed.map(|member| member.name.as_str()).find(|name| answers(name)).unwrap_or("MEMBER");
+        let attest = if attest { r#","attestPrimaryGone":true"# } else { "" };
+        Some(format!(
+            r#"echo '{{"apiVersion":"parovoz.dev/v1alpha1","kind":"StoreOperation","metadata":{{"generateName":"{name}-promote-"}},"spec":{{"store":"{name}","type":"Promote","member":"{member}","acceptLoss":true{attest}}}}}' | kubectl create -n {namespace} -f -"#,
+            name = store.name,
+            namespace = store.namespace,
+        ))
+    }
+
+    pub(crate) fn name(&self, ordinal: u32) -> String {
         crate::names::member(&self.observed.store.name, ordinal)
     }
 
-    fn ordinal(&self, name: &str) -> Option<u32> {
+    pub(crate) fn ordinal(&self, name: &str) -> Option<u32> {
         crate::names::ordinal_of(&self.observed.store.name, name)
     }
 
     /// `kubectl VERB -n NAMESPACE REST`
-    fn kubectl(&self, verb: &str, rest: &str) -> Option<String> {
+    pub(crate) fn kubectl(&self, verb: &str, rest: &str) -> Option<String> {
         Some(format!("kubectl {verb} -n {} {rest}", self.observed.store.namespace))
     }
 }
@@ -221,20 +289,43 @@ pub fn plan(observed: &Observed) -> Plan {
     let context = Context { observed, settings: &settings, target: &target };
     let record = reign::decide(&context, &mut plan);
     members::plan(&context, &mut plan);
-    if let Some(record) = &record {
-        plan.orders = orders::orders(&context, record);
-    }
     if let Some(record) = record.as_ref().or(observed.own_reign().map(|reign| &reign.spec.current)) {
         plan.labels = labels::labels(&context, record);
     }
-    plan.requeue_after = if !plan.changes_nothing() {
+    config(&context, &mut plan);
+    operations::track(&context, &mut plan);
+    // An answer to any of these is the next step's ground; silence may take a while to be believed.
+    plan.urgent |= plan.orders.iter().any(|order| match order.kind {
+        OrderKind::Seal { evidence, .. } => evidence != SealEvidence::Silent,
+        OrderKind::Pull { .. } | OrderKind::Freeze { .. } | OrderKind::Promote { .. } => true,
+        OrderKind::Follow { .. } => false,
+    });
+    let pause = if !plan.changes_nothing() {
         SOON
     } else if plan.waiting.is_empty() && all_answer(&context) {
         WHEN_SETTLED
     } else {
         WHILE_WAITING
     };
+    plan.within(pause);
     plan
+}
+
+/// Members that run with an older configuration than the present one are told of.
+fn config(context: &Context<'_>, plan: &mut Plan) {
+    let present = context.settings.member.fingerprint();
+    let outdated = |ordinal: &&u32| {
+        let report = context.observed.answer(**ordinal);
+        report.is_some_and(|report| !report.config_hash.is_empty() && report.config_hash != present)
+    };
+    let names: Vec<_> = context.target.iter().filter(outdated).map(|ordinal| context.name(*ordinal)).collect();
+    if let Some(first) = names.first() {
+        let message = format!(
+            "the configuration changed and these members have not read it yet, which takes the kubelet up to two minutes: {}",
+            names.join(", ")
+        );
+        plan.wait(WaitingReason::ConfigurationPending, message, context.kubectl("logs", first));
+    }
 }
 
 fn all_answer(context: &Context<'_>) -> bool {

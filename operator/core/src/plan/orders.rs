@@ -1,12 +1,13 @@
 //! What members are told.
 
-use parovoz_api::{MemberPhase, ReignPhase, ReignRecord, Topology};
+use std::time::Duration;
+
+use parovoz_api::{MemberPhase, ReignRecord, Topology};
 
 use super::Context;
 use super::record::answering;
-use super::reign::may_start;
 use crate::names;
-use crate::observed::{KnownReign, Report};
+use crate::observed::{KnownReign, Position, ReignRef, Report};
 
 /// One order to one member.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,8 +27,32 @@ pub struct Order {
 /// What a member is told to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OrderKind {
+    /// Promise to accept nothing from an earlier reign, and say what it has.
+    Seal {
+        /// The reign that the evidence is about.
+        about: ReignRef,
+        /// Why it is believed that its primary is out.
+        evidence: SealEvidence,
+    },
+    /// Fetch what it lacks from another sealed member.
+    Pull {
+        /// The member that has it.
+        source: Endpoint,
+        /// What to fetch, and how far.
+        upto: Vec<PrefixPosition>,
+    },
+    /// Hold writes, without refusing them.
+    Freeze {
+        /// For how long at most.
+        duration: Duration,
+    },
     /// Lead the reign.
-    Promote,
+    Promote {
+        /// Its own positions, as the decision was made on; it refuses at any others.
+        positions: Vec<PrefixPosition>,
+        /// True for the first reign of a store.
+        first: bool,
+    },
     /// Follow an upstream.
     Follow {
         /// Who to stream from.
@@ -35,6 +60,28 @@ pub enum OrderKind {
         /// Who leads.
         primary: Endpoint,
     },
+}
+
+/// Why a primary is believed to be out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SealEvidence {
+    /// The kubelet reported its very process as ended, or a person attests that.
+    Dead,
+    /// It sealed itself.
+    PrimarySealed,
+    /// Nobody heard it lately. A member that did refuses.
+    Silent,
+}
+
+/// A position in one prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefixPosition {
+    /// The prefix's identity.
+    pub prefix_uuid: String,
+    /// Its name.
+    pub name: String,
+    /// The position.
+    pub position: Position,
 }
 
 /// How a member is reached by others.
@@ -50,30 +97,35 @@ pub struct Endpoint {
     pub resp_address: String,
 }
 
-/// Orders that bring the members to the record: one promotion, or, once the primary leads, whoever follows otherwise
-/// than it should.
-pub(super) fn orders(context: &Context<'_>, record: &ReignRecord) -> Vec<Order> {
+/// Orders to whoever follows otherwise than it should, once the primary leads: the members of the reign and, as learners
+/// that do not count, those that are to become members. `except` is left alone.
+pub(crate) fn follow(context: &Context<'_>, record: &ReignRecord, except: &[&str]) -> Vec<Order> {
     let answering = answering(context);
     let reign = known(record);
-    let Some((primary, report)) = answering.get(record.primary.as_str()).copied() else { return Vec::new() };
-    if !report.leads(reign.epoch, &reign.reign_id) {
-        let promote = record.phase == ReignPhase::Promoting && may_start(report, record);
-        return if promote { vec![order(context, primary, report, &reign, OrderKind::Promote)] } else { Vec::new() };
-    }
+    let Some((primary, _)) = answering.get(record.primary.as_str()).copied() else { return Vec::new() };
     let mut orders = Vec::new();
-    for member in record.members.iter().filter(|member| member.data_uuid != record.primary) {
-        let Some((ordinal, follower)) = answering.get(member.data_uuid.as_str()).copied() else { continue };
-        if follower.phase == MemberPhase::Parked || !context.target.contains(&ordinal) {
+    for (data_uuid, (ordinal, follower)) in &answering {
+        let member = record.members.iter().any(|member| member.data_uuid == *data_uuid);
+        let unfit = follower.phase == MemberPhase::Parked || !context.target.contains(ordinal);
+        if *data_uuid == record.primary || unfit || except.contains(data_uuid) || !(member || learns(context, *ordinal))
+        {
             continue;
         }
-        let upstream = upstream(context, record, primary, ordinal);
+        let upstream = upstream(context, record, primary, *ordinal);
         if follows(follower, &reign, &upstream) {
             continue;
         }
         let primary = endpoint(context, primary, &record.primary);
-        orders.push(order(context, ordinal, follower, &reign, OrderKind::Follow { upstream, primary }));
+        orders.push(order(context, *ordinal, follower, &reign, OrderKind::Follow { upstream, primary }));
     }
     orders
+}
+
+/// True if a member that the reign does not list may stream: its volume stays, and is this store's.
+fn learns(context: &Context<'_>, ordinal: u32) -> bool {
+    let claim = context.observed.claim(ordinal);
+    claim
+        .is_some_and(|claim| !claim.deleting && claim.store_uid.as_deref() == Some(context.observed.store.uid.as_str()))
 }
 
 fn follows(report: &Report, reign: &KnownReign, upstream: &Endpoint) -> bool {
@@ -97,7 +149,8 @@ fn upstream(context: &Context<'_>, record: &ReignRecord, primary: u32, ordinal: 
     endpoint(context, primary, &record.primary)
 }
 
-fn endpoint(context: &Context<'_>, ordinal: u32, data_uuid: &str) -> Endpoint {
+/// How a member is reached.
+pub(crate) fn endpoint(context: &Context<'_>, ordinal: u32, data_uuid: &str) -> Endpoint {
     let store = &context.observed.store;
     let host = names::host(&store.name, &store.namespace, &context.name(ordinal));
     Endpoint {
@@ -108,7 +161,14 @@ fn endpoint(context: &Context<'_>, ordinal: u32, data_uuid: &str) -> Endpoint {
     }
 }
 
-fn order(context: &Context<'_>, ordinal: u32, report: &Report, reign: &KnownReign, kind: OrderKind) -> Order {
+/// An order to the member that gave this report.
+pub(crate) fn order(
+    context: &Context<'_>,
+    ordinal: u32,
+    report: &Report,
+    reign: &KnownReign,
+    kind: OrderKind,
+) -> Order {
     Order {
         pod: context.name(ordinal),
         data_uuid: report.data_uuid.clone(),
@@ -118,7 +178,8 @@ fn order(context: &Context<'_>, ordinal: u32, report: &Report, reign: &KnownReig
     }
 }
 
-fn known(record: &ReignRecord) -> KnownReign {
+/// A recorded reign as members know it.
+pub(crate) fn known(record: &ReignRecord) -> KnownReign {
     KnownReign {
         epoch: u64::try_from(record.epoch).unwrap_or(0),
         reign_id: record.reign_id.clone(),
@@ -126,5 +187,6 @@ fn known(record: &ReignRecord) -> KnownReign {
         members: record.members.iter().map(|member| member.data_uuid.clone()).collect(),
         mode: record.mode,
         min_sync_replicas: record.min_sync_replicas.unsigned_abs(),
+        lease_duration_ms: u64::try_from(record.lease_duration_ms).unwrap_or(0),
     }
 }

@@ -3,11 +3,12 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parovoz_api::{
     Condition, ConditionReason as Reason, ConditionStatus as Status, ConditionType as Type, MemberPhase, MemberRole,
-    MemberStatus, ReignPhase, WaitingReason,
+    MemberStatus, Mode, ReignPhase, WaitingReason,
 };
 
 use super::View;
-use crate::plan::Step;
+use crate::plan::record::change_allowed;
+use crate::plan::{Context, Step};
 use crate::settings::Settings;
 
 /// Seconds of window left below which a replica is about to need a new copy.
@@ -57,6 +58,9 @@ pub(super) fn is_bad(condition: &Condition) -> bool {
 fn available(view: &View<'_>) -> Verdict {
     if let Some((_, report)) = view.primary {
         let name = view.primary_name().unwrap_or_default();
+        if let Some(lost) = view.plan.waiting.iter().find(|waiting| waiting.reason == WaitingReason::QuorumLost) {
+            return (Status::False, Reason::QuorumLost, lost.message.clone());
+        }
         if report.phase == MemberPhase::Serving {
             return (Status::True, Reason::PrimaryServing, format!("{name} serves"));
         }
@@ -67,6 +71,10 @@ fn available(view: &View<'_>) -> Verdict {
         let message = first_wait(view).unwrap_or_else(|| "members are being made".into());
         return (Status::False, Reason::FirstReignForming, message);
     };
+    if record.phase == ReignPhase::Sealing {
+        let message = first_wait(view).unwrap_or_else(|| format!("epoch {} begins: {:?}", record.epoch, record.cause));
+        return (Status::False, Reason::Sealing, message);
+    }
     let name = view.primary_name().unwrap_or_default();
     let answers = view.members.iter().any(|member| {
         member.name == name
@@ -91,6 +99,17 @@ fn first_wait(view: &View<'_>) -> Option<String> {
             WaitingReason::MemberMustAnswer
                 | WaitingReason::PrimaryMustReturn
                 | WaitingReason::NobodyEligible
+                | WaitingReason::SealQuorumOutOfReach
+                | WaitingReason::FenceOpen
+                | WaitingReason::VotesMissing
+                | WaitingReason::CandidateMissing
+                | WaitingReason::PullingTails
+                | WaitingReason::ReplicasMustJoin
+                | WaitingReason::LagAboveLimit
+                | WaitingReason::FailoverDisabled
+                | WaitingReason::Cooldown
+                | WaitingReason::FailoverBudgetSpent
+                | WaitingReason::QuorumLost
                 | WaitingReason::ForeignClaim
                 | WaitingReason::ForeignObject
         )
@@ -133,6 +152,13 @@ fn degraded(view: &View<'_>) -> Verdict {
     }
     if let Some(failure) = view.failures.iter().find(|failure| failure.terminal) {
         return yes(Reason::SpecificationInvalid, failure.message.clone());
+    }
+    let alone = |record: &&parovoz_api::ReignRecord| {
+        record.mode == Mode::Quorum && record.min_sync_replicas == 0 && record.phase != ReignPhase::Forming
+    };
+    if let Some(record) = view.record.filter(alone) {
+        let message = format!("since epoch {} writes are acknowledged without any replica", record.epoch);
+        return yes(Reason::ServingWithoutQuorum, message);
     }
     let find = |phases: &[MemberPhase]| view.members.iter().find(|member| phases.contains(&member.phase));
     if let Some(member) = find(&[MemberPhase::Parked]) {
@@ -201,15 +227,52 @@ fn replication(view: &View<'_>) -> Verdict {
 }
 
 fn failover_ready(view: &View<'_>) -> Verdict {
+    let no = |reason, message: String| (Status::False, reason, message);
     let wanted = view.plan.target.len().max(view.members.len());
     if wanted <= 1 {
-        return (Status::False, Reason::SingleMember, "the store has one member".into());
+        return no(Reason::SingleMember, "the store has one member".into());
     }
-    let standing = replicas(view).filter(|member| member.phase == MemberPhase::Streaming).count();
-    if standing == 0 {
-        return (Status::False, Reason::NoReplicaInStanding, "no replica is complete and streams".into());
+    let (Ok(settings), Some(spec)) =
+        (Settings::parse(&view.observed.store.spec), super::recorded(view.observed, view.plan))
+    else {
+        return no(Reason::NoReplicaInStanding, "the store has had no primary yet".into());
+    };
+    let context = Context { observed: view.observed, settings: &settings, target: &view.plan.target };
+    if let Err((reason, message)) = change_allowed(&context, spec) {
+        let reason = match reason {
+            WaitingReason::FailoverDisabled => Reason::FailoverDisabled,
+            WaitingReason::Cooldown => Reason::Cooldown,
+            _ => Reason::FailoverBudgetSpent,
+        };
+        return no(reason, message);
     }
-    (Status::True, Reason::ReplicaInStanding, format!("{standing} replicas are complete and stream"))
+    if spec.current.phase != ReignPhase::Serving {
+        return no(Reason::ReignUnderWay, format!("epoch {} is {:?}", spec.current.epoch, spec.current.phase));
+    }
+    let listed =
+        |uuid: &Option<String>| spec.current.members.iter().any(|member| Some(&member.data_uuid) == uuid.as_ref());
+    let standing: Vec<_> =
+        replicas(view).filter(|member| member.phase == MemberPhase::Streaming && listed(&member.data_uuid)).collect();
+    if standing.is_empty() {
+        return no(Reason::NoReplicaInStanding, "no replica of the reign is complete and streams".into());
+    }
+    let w = usize::try_from(spec.current.min_sync_replicas).unwrap_or(0);
+    let needed = spec.current.members.len().saturating_sub(w);
+    if w > 0 && standing.len() < needed {
+        let message = format!(
+            "{} of {needed} replicas stream that would have to answer if the primary were gone",
+            standing.len()
+        );
+        return no(Reason::SealQuorumOutOfReach, message);
+    }
+    let lag = |member: &&&MemberStatus| {
+        member.lag.as_ref().is_some_and(|lag| u64::try_from(lag.sequences).unwrap_or(0) <= settings.failover.max_lag)
+    };
+    if w == 0 && view.primary.is_some() && !standing.iter().any(|member| lag(&member)) {
+        let message = format!("every replica lacks more than failover.maxLag, {} records", settings.failover.max_lag);
+        return no(Reason::LagAboveLimit, message);
+    }
+    (Status::True, Reason::ReplicaInStanding, format!("{} replicas are complete and stream", standing.len()))
 }
 
 fn storage(view: &View<'_>) -> Verdict {

@@ -57,6 +57,8 @@ fn describe(observed: &Observed, member: &mut MemberStatus, report: &Report, lea
     member.restarts = i32::try_from(report.restarts).unwrap_or(i32::MAX);
     member.position = position(report);
     member.bootstrap = bootstrap(report);
+    member.config_outdated = crate::settings::Settings::parse(&observed.store.spec)
+        .is_ok_and(|settings| !report.config_hash.is_empty() && report.config_hash != settings.member.fingerprint());
     if !report.upstream_data_uuid.is_empty() {
         let by_identity = |pod: &&PodFacts| {
             observed.answer(pod.ordinal).is_some_and(|other| other.data_uuid == report.upstream_data_uuid)

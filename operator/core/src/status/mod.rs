@@ -60,7 +60,7 @@ pub fn status(observed: &Observed, plan: &Plan, failures: &[Failure]) -> Replica
         ),
         selector: names::selector(&store.name),
         lag: worst_lag(&members),
-        last_failover: plan.failover.clone().or(old.last_failover),
+        last_failover: recorded(observed, plan).and_then(|spec| spec.last_failover.clone()),
         members,
         waiting,
         conditions,
@@ -89,11 +89,15 @@ impl View<'_> {
 }
 
 /// The record that holds after the plan.
-fn current<'a>(observed: &'a Observed, plan: &'a Plan) -> Option<&'a parovoz_api::ReignRecord> {
+fn recorded<'a>(observed: &'a Observed, plan: &'a Plan) -> Option<&'a parovoz_api::StoreReignSpec> {
     match &plan.reign_write {
-        Some(write) => Some(&write.spec.current),
-        None => observed.own_reign().map(|reign| &reign.spec.current),
+        Some(write) => Some(&write.spec),
+        None => observed.own_reign().map(|reign| &reign.spec),
     }
+}
+
+fn current<'a>(observed: &'a Observed, plan: &'a Plan) -> Option<&'a parovoz_api::ReignRecord> {
+    recorded(observed, plan).map(|spec| &spec.current)
 }
 
 fn primary<'a>(observed: &'a Observed, record: Option<&parovoz_api::ReignRecord>) -> Option<(u32, &'a Report)> {

@@ -6,19 +6,30 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use parovoz_api::{MemberPhase, MemberRole, ReignPhase, ReplicatedStoreStatus, StoreReignSpec, WaitingReason};
+use parovoz_api::{
+    MemberPhase, MemberRole, ReignPhase, ReplicatedStoreStatus, StoreOperationSpec, StoreOperationStatus,
+    StoreReignSpec, WaitingReason,
+};
 use parovoz_operator_core::build::{self, Object};
 use parovoz_operator_core::names;
+use parovoz_operator_core::observed::OperationFacts;
 use parovoz_operator_core::observed::{
-    ClaimFacts, Contact, FollowerReport, KnownReign, ObjectKey, Observed, PodFacts, Position, PrefixReport, ReignFacts,
-    Report, StoreFacts,
+    ClaimFacts, Contact, FollowerReport, KnownReign, LeaseFacts, ObjectKey, Observed, PodFacts, Position, PrefixReport,
+    ReignFacts, ReignRef, Report, StoreFacts,
 };
-use parovoz_operator_core::plan::{DeleteKind, Order, OrderKind, Plan, plan};
+use parovoz_operator_core::plan::{DeleteKind, Order, OrderKind, Plan, SealEvidence, may_have_served, plan};
+use parovoz_operator_core::quorum::Vote;
 use parovoz_operator_core::status::status;
 use serde_json::{Value, json};
 
 pub const STORE_UID: &str = "store-uid";
+pub const CATALOGUE: &str = "catalogue";
+/// Longest time that passes between two passes.
 pub const TICK: SignedDuration = SignedDuration::from_secs(2);
+/// Time that a pass takes which another follows at once.
+const AT_ONCE: SignedDuration = SignedDuration::from_millis(20);
+/// A member refuses to seal on silence if it heard the primary so lately.
+const PROMISE: Duration = Duration::from_secs(3);
 
 /// What is on a volume. It outlives pods.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +37,7 @@ pub struct Volume {
     pub data_uuid: String,
     pub blank: bool,
     pub reign: Option<KnownReign>,
+    pub sealed: Option<ReignRef>,
     pub started: u64,
     pub positions: BTreeMap<String, Position>,
     pub complete: bool,
@@ -38,6 +50,13 @@ pub struct Process {
     pub primary: bool,
     pub upstream: Option<(String, String)>,
     pub parked: bool,
+    /// Writes are held until then.
+    pub frozen: Option<Timestamp>,
+    /// When it last heard the primary of the reign that it follows.
+    pub heard: Option<Timestamp>,
+    pub started_at: Option<Timestamp>,
+    /// Its disk hangs: it answers, and neither acknowledges nor seals.
+    pub hangs: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +72,14 @@ pub struct World {
     pub processes: BTreeMap<u32, Process>,
     /// Members that the operator cannot reach, and since when.
     pub cut: BTreeMap<u32, Timestamp>,
+    /// Members that no other member reaches.
+    pub apart: BTreeSet<u32>,
+    pub operations: Vec<OperationFacts>,
+    pub lease: LeaseFacts,
+    /// When the Lease last moved.
+    pub lease_moved: Timestamp,
+    /// Acknowledged writes of the prefix `users`.
+    pub acknowledged: u64,
     pub now: Timestamp,
     pub ids: u64,
     /// Epochs that any process ever started.
@@ -82,6 +109,11 @@ impl World {
             volumes: BTreeMap::new(),
             processes: BTreeMap::new(),
             cut: BTreeMap::new(),
+            apart: BTreeSet::new(),
+            operations: Vec::new(),
+            lease: LeaseFacts::default(),
+            lease_moved: "2026-01-01T00:00:00Z".parse().unwrap(),
+            acknowledged: 0,
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             ids: 0,
             started: BTreeSet::new(),
@@ -90,6 +122,15 @@ impl World {
 
     pub fn converged(replicas: i32) -> Self {
         let mut world = Self::new(replicas);
+        world.converge();
+        world
+    }
+
+    /// A converged store with a quorum of one replica.
+    pub fn quorum(replicas: i32, w: i32) -> Self {
+        let replication = json!({"mode": "Quorum", "minSyncReplicas": w});
+        let mut world =
+            Self::with_spec(json!({"replicas": replicas, "storage": {"size": "1Gi"}, "replication": replication}));
         world.converge();
         world
     }
@@ -107,6 +148,11 @@ impl World {
             claims: self.claims.values().cloned().collect(),
             objects: self.objects.clone(),
             reign: self.reign.clone(),
+            lease: Observed::wants_lease(self.reign.as_ref()).then(|| LeaseFacts {
+                unmoved_for: Duration::try_from(self.now.duration_since(self.lease_moved)).unwrap(),
+                ..self.lease.clone()
+            }),
+            operations: self.operations.clone(),
             contacts,
             now: self.now,
             fresh_id: self.id("reign"),
@@ -147,9 +193,12 @@ impl World {
                 ..Report::default()
             });
         }
-        let connected = process.upstream.is_some();
+        let connected = process.upstream.is_some() && process.heard == Some(self.now);
+        let serves = process.primary && self.serves(ordinal);
+        let since = |time: Timestamp| Duration::try_from(self.now.duration_since(time)).unwrap();
         let phase = match (process.primary, volume.blank) {
-            (true, _) => MemberPhase::Serving,
+            (true, _) if serves => MemberPhase::Serving,
+            (true, _) => MemberPhase::Waiting,
             (false, true) => MemberPhase::Blank,
             (false, false) if !volume.complete => MemberPhase::Bootstrapping,
             (false, false) if connected => MemberPhase::Streaming,
@@ -171,6 +220,10 @@ impl World {
                     name: uuid.clone(),
                     prefix_uuid: uuid.clone(),
                     applied: *applied,
+                    system: uuid == CATALOGUE,
+                    vote: if volume.complete { Vote::Known(*applied) } else { Vote::Unknown { floor: Some(*applied) } },
+                    served: serves,
+                    upstream_latest: *applied,
                     ..PrefixReport::default()
                 })
                 .collect(),
@@ -181,8 +234,63 @@ impl World {
             disk_free_bytes: 900,
             disk_total_bytes: 1000,
             complete: volume.complete && !volume.blank,
+            sealed: volume.sealed.clone(),
+            primary_silence: if process.primary { None } else { process.heard.map(since) },
+            can_acknowledge: serves && !process.hangs && self.acknowledges(ordinal),
+            stalled_fsync: process.hangs.then_some(Duration::from_secs(30)),
+            frozen: process
+                .frozen
+                .map_or(Duration::ZERO, |until| Duration::try_from(until.duration_since(self.now)).unwrap_or_default()),
+            uptime: process.started_at.map(since).unwrap_or_default(),
             ..Report::default()
         })
+    }
+
+    /// Replicas that follow a primary under its own reign, whole and in reach.
+    fn joined(&self, primary: u32) -> usize {
+        let Some(volume) = self.volume(primary) else { return 0 };
+        let reign = volume.reign.as_ref();
+        let joined = |(ordinal, process): &(&u32, &Process)| {
+            **ordinal != primary
+                && process.upstream.as_ref().is_some_and(|(uuid, _)| *uuid == volume.data_uuid)
+                && !self.apart.contains(*ordinal)
+                && !self.apart.contains(&primary)
+                && self.volume(**ordinal).is_some_and(|other| {
+                    other.complete
+                        && other.sealed.is_none()
+                        && other.reign.as_ref() == reign
+                        && reign.is_some_and(|reign| reign.members.contains(&other.data_uuid))
+                })
+        };
+        self.processes.iter().filter(joined).count()
+    }
+
+    fn acknowledges(&self, ordinal: u32) -> bool {
+        let volume = self.volume(ordinal).unwrap();
+        let Some(reign) = &volume.reign else { return false };
+        volume.sealed.is_none() && self.joined(ordinal) >= usize::try_from(reign.min_sync_replicas).unwrap()
+    }
+
+    /// The members that would acknowledge a write now.
+    pub fn acknowledging(&self) -> Vec<u32> {
+        let leads = |(ordinal, process): (&u32, &Process)| {
+            let ordinal = *ordinal;
+            let reign = self.volume(ordinal)?.reign.clone()?;
+            let lease = reign.min_sync_replicas > 0
+                || (!self.apart.contains(&ordinal)
+                    && self.lease.epoch <= reign.epoch
+                    && self.now.duration_since(self.lease_moved) < SignedDuration::from_secs(10));
+            let acknowledges = process.primary && !process.hangs && self.serves(ordinal) && self.acknowledges(ordinal);
+            (acknowledges && lease).then_some(ordinal)
+        };
+        self.processes.iter().filter_map(leads).collect()
+    }
+
+    /// A primary serves from when W replicas joined; it goes on while they are away, and stops when it is sealed.
+    fn serves(&self, ordinal: u32) -> bool {
+        let volume = self.volume(ordinal).unwrap();
+        let epoch = volume.reign.as_ref().map_or(0, |reign| reign.epoch);
+        volume.sealed.is_none() && volume.positions.get(CATALOGUE).is_some_and(|at| at.epoch == epoch)
     }
 
     fn followers(&self, primary: &Volume) -> Vec<FollowerReport> {
@@ -204,8 +312,10 @@ impl World {
             .collect()
     }
 
+    /// The member that leads the newest reign of all that any member leads.
     pub fn leader(&self) -> Option<u32> {
-        self.processes.iter().find(|(_, process)| process.primary).map(|(ordinal, _)| *ordinal)
+        let leaders = self.processes.iter().filter(|(_, process)| process.primary).map(|(ordinal, _)| *ordinal);
+        leaders.max_by_key(|ordinal| self.volume(*ordinal).map_or(0, |volume| volume.started))
     }
 
     pub fn plan(&mut self) -> (Observed, Plan) {
@@ -219,10 +329,32 @@ impl World {
     pub fn step(&mut self) -> Plan {
         let (observed, plan) = self.plan();
         self.carry_out(&plan);
-        self.store.status = Some(status(&observed, &plan, &[]));
+        if !plan.urgent {
+            self.store.status = Some(status(&observed, &plan, &[]));
+        }
+        let pause = SignedDuration::try_from(plan.requeue_after).unwrap().min(TICK);
+        self.now = self.now.checked_add(if plan.urgent { AT_ONCE } else { pause }).unwrap();
         self.cluster();
-        self.now = self.now.checked_add(TICK).unwrap();
         plan
+    }
+
+    /// Step until something holds; panics after many steps.
+    pub fn until(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+        for _ in 0..400 {
+            if holds(self) {
+                return;
+            }
+            self.step();
+        }
+        panic!("never: {what}; {:#?}", self.plan().1);
+    }
+
+    /// Step until this much time has passed.
+    pub fn pass(&mut self, time: SignedDuration) {
+        let until = self.now.checked_add(time).unwrap();
+        while self.now < until {
+            self.step();
+        }
     }
 
     pub fn steps(&mut self, count: usize) {
@@ -233,8 +365,11 @@ impl World {
 
     /// Step until nothing changes any more.
     pub fn converge(&mut self) {
-        for _ in 0..80 {
-            if self.step().changes_nothing() && self.step().changes_nothing() {
+        for _ in 0..600 {
+            if self.step().changes_nothing()
+                && self.step().changes_nothing()
+                && self.step().requeue_after >= Duration::from_secs(30)
+            {
                 return;
             }
         }
@@ -260,8 +395,20 @@ impl World {
             let resource_version = self.id("version");
             self.reign = Some(ReignFacts { spec: write.spec.clone(), resource_version });
         }
+        if let Some(write) = &plan.lease {
+            assert_eq!(
+                write.resource_version, self.lease.resource_version,
+                "the Lease is raised against what was seen"
+            );
+            self.lease.resource_version = self.id("lease");
+            self.lease.epoch = write.epoch;
+        }
         for order in &plan.orders {
             self.obey(order);
+        }
+        for write in &plan.operations {
+            let operation = self.operations.iter_mut().find(|operation| operation.uid == write.uid).unwrap();
+            operation.status = write.status.clone();
         }
         for labels in &plan.labels {
             let pod = self.pods.values_mut().find(|pod| pod.uid == labels.uid).unwrap();
@@ -278,6 +425,7 @@ impl World {
                     let ordinal = self.claims.values().find(|claim| claim.uid == delete.uid).unwrap().ordinal;
                     self.delete_claim(ordinal);
                 }
+                DeleteKind::Operation => self.operations.retain(|operation| operation.uid != delete.uid),
             }
         }
     }
@@ -320,6 +468,8 @@ impl World {
                     role: value["metadata"]["labels"][names::LABEL_ROLE].as_str().map(str::to_owned),
                     in_standing: false,
                     trouble: None,
+                    ended_processes: Vec::new(),
+                    cordoned: false,
                 };
                 self.pods.insert(ordinal, pod);
             }
@@ -348,29 +498,96 @@ impl World {
         if self.processes.get(&ordinal).is_none_or(|process| process.id != order.process_id) {
             return;
         }
+        let now = self.now;
+        let hangs = self.processes[&ordinal].hangs;
+        let (heard, begun) = (self.processes[&ordinal].heard, self.processes[&ordinal].started_at);
+        let lately =
+            |time: Option<Timestamp>| time.is_some_and(|time| now.duration_since(time).unsigned_abs() < PROMISE);
+        let source = match &order.kind {
+            OrderKind::Pull { source, .. } => self
+                .processes
+                .keys()
+                .find_map(|other| self.volume(*other).filter(|volume| volume.data_uuid == source.data_uuid))
+                .cloned(),
+            _ => None,
+        };
         let volume = self.volume_mut(ordinal);
-        let promised = volume.reign.as_ref().map_or(0, |reign| reign.epoch);
+        let reference = |reign: &KnownReign| ReignRef { epoch: reign.epoch, reign_id: reign.reign_id.clone() };
+        let given = reference(&order.reign);
+        let promised = volume.reign.as_ref().map(reference).into_iter().chain(volume.sealed.clone()).max();
+        let newer = promised.as_ref().is_some_and(|promised| {
+            promised.epoch > given.epoch || (promised.epoch == given.epoch && promised.reign_id != given.reign_id)
+        });
         match &order.kind {
-            OrderKind::Promote => {
-                assert!(order.reign.epoch > volume.started && order.reign.epoch >= promised, "refused promotion");
+            OrderKind::Seal { about, evidence } => {
+                let led = volume.reign.as_ref().is_some_and(|reign| reign.primary == volume.data_uuid);
+                let other = volume.reign.as_ref().is_some_and(|reign| reference(reign) != *about);
+                let silent = (*evidence == SealEvidence::Silent || other) && !led;
+                if newer || hangs || (silent && (lately(heard) || lately(begun))) {
+                    return;
+                }
+                volume.sealed = Some(given);
+            }
+            OrderKind::Pull { upto, .. } => {
+                assert_eq!(volume.sealed.as_ref(), Some(&given), "a pull to a member that is not sealed");
+                let source = source.expect("a pull from nobody");
+                for wanted in upto {
+                    assert_eq!(source.positions.get(&wanted.prefix_uuid), Some(&wanted.position));
+                    volume.positions.insert(wanted.prefix_uuid.clone(), wanted.position);
+                    volume.complete = true;
+                }
+            }
+            OrderKind::Freeze { duration } => {
+                assert_eq!(volume.reign.as_ref(), Some(&order.reign), "frozen under another reign");
+                let until = now.checked_add(SignedDuration::try_from(*duration).unwrap()).unwrap();
+                self.processes.get_mut(&ordinal).unwrap().frozen = Some(until);
+            }
+            OrderKind::Promote { positions, first } => {
+                assert_eq!(volume.sealed.as_ref(), Some(&given), "a promotion of a member that did not seal it");
+                assert!(order.reign.epoch > volume.started, "an epoch is started again");
+                assert!(*first || !volume.blank, "a blank member is promoted");
+                let mine = &volume.positions;
+                assert_eq!(positions.len(), mine.len());
+                assert!(positions.iter().all(|at| mine.get(&at.prefix_uuid) == Some(&at.position)));
                 volume.started = order.reign.epoch;
                 volume.reign = Some(order.reign.clone());
+                volume.sealed = None;
                 volume.blank = false;
                 volume.complete = true;
-                let epoch = order.reign.epoch;
-                let catalogue = volume.positions.entry("catalogue".into()).or_default();
-                *catalogue = Position { epoch, sequence: catalogue.sequence + 1 };
-                assert!(self.started.insert(epoch), "epoch {epoch} is started twice");
+                assert!(self.started.insert(given.epoch), "epoch {} is started twice", given.epoch);
                 let process = self.processes.get_mut(&ordinal).unwrap();
                 process.primary = true;
                 process.upstream = None;
+                process.frozen = None;
+                self.begin_epochs();
             }
             OrderKind::Follow { upstream, .. } => {
-                assert!(order.reign.epoch >= promised, "refused order");
+                if newer || hangs {
+                    return;
+                }
                 volume.reign = Some(order.reign.clone());
+                volume.sealed = None;
                 let process = self.processes.get_mut(&ordinal).unwrap();
                 process.primary = false;
+                process.frozen = None;
                 process.upstream = Some((upstream.data_uuid.clone(), upstream.replication_address.clone()));
+            }
+        }
+    }
+
+    /// Primaries that W replicas have joined write their epoch records.
+    fn begin_epochs(&mut self) {
+        let leaders: Vec<u32> =
+            self.processes.iter().filter(|(_, process)| process.primary).map(|(ordinal, _)| *ordinal).collect();
+        for ordinal in leaders {
+            if !self.acknowledges(ordinal) || self.serves(ordinal) {
+                continue;
+            }
+            let volume = self.volume_mut(ordinal);
+            let epoch = volume.started;
+            volume.positions.entry(CATALOGUE.into()).or_default();
+            for position in volume.positions.values_mut() {
+                *position = Position { epoch, sequence: position.sequence + 1 };
             }
         }
     }
@@ -386,6 +603,25 @@ impl World {
             }
         }
         self.stream();
+        self.begin_epochs();
+        self.stream();
+        if self.leader().is_some_and(|leader| self.serves(leader) && !self.apart.contains(&leader)) {
+            self.lease_moved = self.now;
+        }
+    }
+
+    /// True if a primary of the reign that a member promised reaches it: it runs, and is not hung.
+    fn hears(&self, ordinal: u32) -> bool {
+        let Some(reign) = self.volume(ordinal).and_then(|volume| volume.reign.clone()) else { return false };
+        let leads = |(other, process): (&u32, &Process)| {
+            process.primary
+                && !process.hangs
+                && !self.apart.contains(other)
+                && self.volume(*other).is_some_and(|volume| {
+                    volume.data_uuid == reign.primary && volume.started == reign.epoch && volume.sealed.is_none()
+                })
+        };
+        !self.apart.contains(&ordinal) && self.processes.iter().any(leads)
     }
 
     /// Start the container of a pod: on its volume, made empty at first.
@@ -396,20 +632,30 @@ impl World {
             self.volumes.insert(claim, Volume { data_uuid, blank: true, ..Volume::default() });
         }
         let id = self.id("process");
-        self.processes.insert(ordinal, Process { id, ..Process::default() });
+        self.processes.insert(ordinal, Process { id, started_at: Some(self.now), ..Process::default() });
     }
 
     /// Followers copy what their upstream has.
     pub fn stream(&mut self) {
+        for ordinal in self.processes.keys().copied().collect::<Vec<_>>() {
+            if self.hears(ordinal) {
+                self.processes.get_mut(&ordinal).unwrap().heard = Some(self.now);
+            }
+        }
         for _ in 0..self.processes.len() {
             let followers: Vec<u32> = self.processes.keys().copied().collect();
             for ordinal in followers {
                 let Some((upstream, _)) = self.processes[&ordinal].upstream.clone() else { continue };
-                let source = self.processes.keys().find_map(|other| {
-                    self.volume(*other).filter(|volume| volume.data_uuid == upstream && !volume.blank)
+                let reign = self.volume(ordinal).unwrap().reign.clone();
+                let source = self.processes.keys().filter(|other| !self.apart.contains(other)).find_map(|other| {
+                    self.volume(*other)
+                        .filter(|volume| volume.data_uuid == upstream && !volume.blank && volume.reign == reign)
                 });
-                let Some(source) = source.cloned() else { continue };
+                let Some(source) = source.cloned().filter(|_| !self.apart.contains(&ordinal)) else { continue };
                 let volume = self.volume_mut(ordinal);
+                if volume.sealed.is_some() {
+                    continue;
+                }
                 volume.blank = false;
                 volume.complete = true;
                 volume.positions = source.positions;
@@ -419,7 +665,14 @@ impl World {
 
     /// The primary takes writes.
     pub fn write(&mut self, prefix: &str, records: u64) {
-        let Some(leader) = self.leader() else { return };
+        let Some(leader) = self.leader().filter(|leader| self.serves(*leader)) else { return };
+        let frozen = self.processes[&leader].frozen.is_some_and(|until| until > self.now);
+        if frozen || self.processes[&leader].hangs {
+            return;
+        }
+        if self.acknowledges(leader) {
+            self.acknowledged += records;
+        }
         let epoch = self.volume(leader).unwrap().started;
         let position = self.volume_mut(leader).positions.entry(prefix.into()).or_default();
         *position = Position { epoch, sequence: position.sequence + records };
@@ -427,9 +680,24 @@ impl World {
 
     /// The container ends and is started anew: every process starts as a follower.
     pub fn restart(&mut self, ordinal: u32) {
-        if self.processes.remove(&ordinal).is_some() {
+        if let Some(ended) = self.kill(ordinal) {
             self.start(ordinal);
+            self.pods.get_mut(&ordinal).unwrap().ended_processes = vec![ended];
         }
+    }
+
+    /// The container ends; nobody is told of it yet.
+    pub fn kill(&mut self, ordinal: u32) -> Option<String> {
+        self.processes.remove(&ordinal).map(|process| process.id)
+    }
+
+    /// A person asks for something.
+    pub fn ask(&mut self, spec: Value) -> String {
+        let uid = self.id("operation");
+        let spec: StoreOperationSpec = serde_json::from_value(spec).unwrap();
+        let status = StoreOperationStatus::default();
+        self.operations.push(OperationFacts { name: uid.clone(), uid: uid.clone(), created: self.now, spec, status });
+        uid
     }
 
     /// The process finds what only a person can set right: up, data closed, identity unknown.
@@ -468,8 +736,18 @@ impl World {
         self.cut.insert(ordinal, self.now);
     }
 
+    /// Nobody reaches the member, and it reaches nobody.
+    pub fn black_out(&mut self, ordinal: u32) {
+        self.cut(ordinal);
+        self.apart.insert(ordinal);
+    }
+
     pub fn heal(&mut self) {
         self.cut.clear();
+        self.apart.clear();
+        for process in self.processes.values_mut() {
+            process.hangs = false;
+        }
     }
 
     pub fn scale(&mut self, replicas: i32) {
@@ -490,12 +768,15 @@ fn same_kind(key: &ObjectKey, object: &Object) -> bool {
             | (Kind::ConfigMap, Object::ConfigMap(_))
             | (Kind::Service, Object::Service(_))
             | (Kind::PodDisruptionBudget, Object::PodDisruptionBudget(_))
+            | (Kind::Role, Object::Role(_))
+            | (Kind::RoleBinding, Object::RoleBinding(_))
     )
 }
 
 /// What must hold of every plan, whatever was observed.
 pub fn check(observed: &Observed, plan: &Plan) {
-    let promotions: Vec<&Order> = plan.orders.iter().filter(|order| order.kind == OrderKind::Promote).collect();
+    let promotions: Vec<&Order> =
+        plan.orders.iter().filter(|order| matches!(order.kind, OrderKind::Promote { .. })).collect();
     assert!(promotions.len() <= 1, "two promotions in one plan");
     let primaries = plan.labels.iter().filter(|labels| labels.role == names::ROLE_PRIMARY).count();
     assert!(primaries <= 1, "two pods labelled primary");
@@ -509,15 +790,24 @@ pub fn check(observed: &Observed, plan: &Plan) {
         let report =
             observed.contacts.values().filter_map(Contact::fresh).find(|r| r.data_uuid == order.data_uuid).unwrap();
         let data_elsewhere = observed.contacts.values().filter_map(Contact::fresh).any(Report::usable);
-        assert!(report.usable() || !data_elsewhere, "an empty or half copied member is promoted over one with data");
-        assert!(report.usable() || !record.ever_served, "a store that served is led by a member without data");
+        assert!(!report.blank() || !data_elsewhere, "an empty member is promoted over one with data");
+        assert!(!report.blank() || !record.ever_served, "a store that served is led by a member without data");
+        assert!(report.is_sealed(order.reign.epoch, &order.reign.reign_id), "promoted without being sealed");
     }
     if let (Some(write), Some(reign)) = (&plan.reign_write, &observed.reign) {
         let (new, old) = (&write.spec.current, &reign.spec.current);
         assert!(new.epoch >= old.epoch, "an epoch goes back");
         assert_eq!(new.epoch == old.epoch, new.reign_id == old.reign_id, "an epoch belongs to one reign");
         assert!(write.spec.ever_served || !reign.spec.ever_served);
-        assert!(write.spec.history.len() <= 20);
+        assert!(write.spec.history.len() <= 64);
+        let asked = |spec: &StoreReignSpec, with| may_have_served(spec, with).len();
+        if new.epoch > old.epoch {
+            assert_eq!(
+                asked(&write.spec, false),
+                asked(&reign.spec, true),
+                "a reign that may have served is forgotten"
+            );
+        }
         assert_eq!(write.expected.as_ref(), Some(&reign.resource_version));
     }
     for delete in plan.deletes.iter().filter(|delete| delete.kind == DeleteKind::Pod) {

@@ -1,0 +1,196 @@
+//! The first reign of a store, and the record that was lost.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use parovoz_api::{ReignCause, ReignMember, ReignPhase, ReignRecord, WaitingReason};
+
+use super::orders::{SealEvidence, known, order};
+use super::record::{NewReign, begin, evidence, members, swap};
+use super::{Context, EventReason, OrderKind, Plan, Step, procedure};
+use crate::observed::{ReignRef, Report};
+use crate::quorum::Decision;
+
+/// All wanted members' reports, or a wait that names who is missing.
+pub(super) fn all_answers<'a>(context: &Context<'a>, plan: &mut Plan, what: &str) -> Option<Vec<(u32, &'a Report)>> {
+    let observed = context.observed;
+    // A pod that is not wanted may still hold what a lost record knew: it is asked as well.
+    let others = observed.pods.iter().filter(|pod| pod.owned && !pod.deleting).map(|pod| pod.ordinal);
+    let asked: BTreeSet<u32> = context.target.iter().copied().chain(others).collect();
+    let silent: Vec<_> = asked
+        .iter()
+        .filter(|ordinal| observed.answer(**ordinal).is_none())
+        .map(|ordinal| context.name(*ordinal))
+        .collect();
+    if silent.is_empty() {
+        return Some(asked.iter().filter_map(|ordinal| Some((*ordinal, observed.answer(*ordinal)?))).collect());
+    }
+    let message = format!("{what} waits until every member has answered: {}", silent.join(", "));
+    plan.wait(WaitingReason::MemberMustAnswer, message, context.kubectl("describe pod", &silent[0]));
+    None
+}
+
+/// There is no record: the store is new, or the record was lost.
+pub(super) fn no_record(context: &Context<'_>, plan: &mut Plan) {
+    let Some(answers) = all_answers(context, plan, "the first reign") else { return };
+    if answers.iter().all(|(_, report)| report.blank() && report.highest_epoch() == 0) {
+        let members = members(context, &context.target.iter().copied().collect());
+        let summary = "every member answered and is empty".to_owned();
+        let new = NewReign::specified(context, ReignCause::First, members, summary);
+        begin(context, plan, NewReign { phase: ReignPhase::Forming, ..new });
+        plan.step = Some(Step::Form);
+        return;
+    }
+    rebuild(context, plan, &answers);
+}
+
+/// The record was lost and members hold data: take over the highest reign that any of them knows, once each member that
+/// it lists has answered. Its primary is asked to seal like any other, so nothing rests on what the record said beyond.
+fn rebuild(context: &Context<'_>, plan: &mut Plan, answers: &[(u32, &Report)]) {
+    let known = answers.iter().filter_map(|(_, report)| report.reign.as_ref()).max_by_key(|reign| reign.epoch);
+    let missing = |uuid: &String| !answers.iter().any(|(_, report)| report.data_uuid == *uuid);
+    let Some(known) = known.filter(|reign| !reign.members.iter().any(missing)) else {
+        let message = "members hold data, the decision record is gone, and not every member of the last reign answers: nobody is promoted".to_owned();
+        let selector = format!("-l {}", crate::names::selector(&context.observed.store.name));
+        plan.wait(WaitingReason::NobodyEligible, message, context.kubectl("get pods,pvc", &selector));
+        return;
+    };
+    let listed = |report: &Report| known.members.contains(&report.data_uuid);
+    let record = ReignRecord {
+        epoch: i64::try_from(known.epoch).unwrap_or(i64::MAX - 1),
+        reign_id: known.reign_id.clone(),
+        phase: ReignPhase::Serving,
+        cause: ReignCause::Unknown,
+        primary: known.primary.clone(),
+        members: answers
+            .iter()
+            .filter(|(_, report)| listed(report))
+            .map(|(ordinal, report)| ReignMember { name: context.name(*ordinal), data_uuid: report.data_uuid.clone() })
+            .collect(),
+        mode: known.mode,
+        min_sync_replicas: i32::try_from(known.min_sync_replicas).unwrap_or(0),
+        lease_duration_ms: i64::try_from(known.lease_duration_ms).unwrap_or(60_000).max(1_000),
+        evidence: evidence(context, "rebuilt from what every member knows".into()),
+        primary_process: String::new(),
+        positions: String::new(),
+        operation: String::new(),
+        accept_loss: false,
+        attested: false,
+        suspected_at: None,
+        begun_at: MicroTime(context.observed.now),
+        deadline: None,
+        promoting_since: None,
+        serving_since: None,
+    };
+    swap(context, plan, record);
+    let note = format!("the decision record was lost and is rebuilt at epoch {}", known.epoch);
+    plan.event(true, EventReason::RecordRebuilt, note);
+}
+
+/// The record is older than what members promised, such as one restored from a backup: rebuild it once all have answered.
+/// None if it is not.
+pub(super) fn outdated(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord) -> Option<()> {
+    let epoch = u64::try_from(current.epoch).unwrap_or(0);
+    let ours = |report: &&Report| report.store_uid == context.observed.store.uid;
+    let reports = context.observed.contacts.values().filter_map(|contact| contact.report.as_ref()).filter(ours);
+    let promised = reports.filter_map(|report| report.reign.as_ref()).any(|reign| reign.epoch > epoch);
+    if !promised {
+        return None;
+    }
+    if let Some(answers) = all_answers(context, plan, "rebuilding the outdated decision record") {
+        rebuild(context, plan, &answers);
+    }
+    Some(())
+}
+
+/// The members are listed and nobody was told anything.
+pub(super) fn form(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord) -> Option<ReignRecord> {
+    let answers = all_answers(context, plan, "the first reign")?;
+    if let Some((ordinal, _)) = answers.iter().find(|(_, report)| !report.blank() || report.highest_epoch() > 0) {
+        let message = format!(
+            "{} holds data though the store has never had a primary: nobody is promoted",
+            context.name(*ordinal)
+        );
+        plan.wait(WaitingReason::NobodyEligible, message, context.kubectl("logs", &context.name(*ordinal)));
+        return None;
+    }
+    let going = |ordinal: &&u32| context.observed.claim(**ordinal).is_none_or(|claim| claim.deleting);
+    if let Some(ordinal) = context.target.iter().find(going) {
+        let name = context.name(*ordinal);
+        let message = format!("the first reign waits until {name} has a volume that stays");
+        plan.wait(WaitingReason::MemberMustAnswer, message, context.kubectl("describe pod", &name));
+        return None;
+    }
+    let members = members(context, &context.target.iter().copied().collect());
+    if members != current.members {
+        // Nobody was told anything yet: the list may still change within the epoch.
+        let record = ReignRecord { members, ..current.clone() };
+        swap(context, plan, record);
+        plan.step = Some(Step::Form);
+        return None;
+    }
+    let first = members.first()?.clone();
+    let replication = &context.observed.store.spec.replication;
+    let record = ReignRecord {
+        phase: ReignPhase::Sealing,
+        primary: first.data_uuid,
+        mode: replication.mode,
+        min_sync_replicas: replication.min_sync_replicas,
+        lease_duration_ms: context.settings.failover.lease_duration_ms,
+        evidence: evidence(context, "every member answered and is empty; the lowest leads".into()),
+        ..current.clone()
+    };
+    plan.event(false, EventReason::FirstReign, format!("{} leads the first reign", first.name));
+    let record = swap(context, plan, record);
+    seal(context, plan, &record);
+    Some(record)
+}
+
+/// True if no reign can have acknowledged anything that is left: none ever served, every wanted member answers, and
+/// nobody holds a single prefix.
+pub(super) fn nothing_anywhere(context: &Context<'_>) -> bool {
+    let ever_served = context.observed.own_reign().is_some_and(|reign| reign.spec.ever_served);
+    let empty = |ordinal: &u32| context.observed.answer(*ordinal).is_some_and(|report| report.prefixes.is_empty());
+    !ever_served && context.target.iter().all(empty)
+}
+
+/// Ask the one member that is to lead the first reign to seal.
+fn seal(context: &Context<'_>, plan: &mut Plan, record: &ReignRecord) {
+    let answering = super::record::answering(context);
+    if let Some((ordinal, report)) = answering.get(record.primary.as_str()) {
+        let kind = OrderKind::Seal { about: ReignRef::default(), evidence: SealEvidence::PrimarySealed };
+        plan.orders.push(order(context, *ordinal, report, &known(record), kind));
+    }
+}
+
+/// Sealing where nothing is to be found out: the chosen member seals and is promoted; if it is gone, another is chosen.
+pub(super) fn sealing(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord) -> Option<ReignRecord> {
+    let epoch = u64::try_from(current.epoch).unwrap_or(0);
+    let answering = super::record::answering(context);
+    match answering.get(current.primary.as_str()) {
+        Some((ordinal, report)) if report.is_sealed(epoch, &current.reign_id) => {
+            plan.step = Some(Step::Lead);
+            Some(procedure::promote(context, plan, current, (*ordinal, report), &Decision::new(), true))
+        }
+        Some(_) => {
+            seal(context, plan, current);
+            Some(current.clone())
+        }
+        None => again(context, plan),
+    }
+}
+
+/// Begin the first reign over: the member that was to lead is gone or failed, and nobody holds anything.
+pub(super) fn again(context: &Context<'_>, plan: &mut Plan) -> Option<ReignRecord> {
+    let answers = all_answers(context, plan, "the first reign")?;
+    let wanted = || answers.iter().filter(|(ordinal, _)| context.target.contains(ordinal));
+    let (ordinal, report) = wanted().find(|(_, report)| report.blank()).or_else(|| wanted().next())?;
+    let ordinals: BTreeSet<u32> = context.target.iter().copied().collect();
+    let note = format!("{} leads: the store never served and no member holds anything", context.name(*ordinal));
+    plan.event(false, EventReason::FirstReign, note.clone());
+    let new = NewReign::specified(context, ReignCause::First, members(context, &ordinals), note);
+    let record = begin(context, plan, NewReign { primary: report.data_uuid.clone(), ..new })?;
+    plan.step = Some(Step::Lead);
+    seal(context, plan, &record);
+    Some(record)
+}
