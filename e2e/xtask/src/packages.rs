@@ -65,6 +65,7 @@ pub fn ensure(ui: &Ui, needs: &[Need]) -> Result<()> {
             Need::Cluster => CLUSTER,
             Need::Image => IMAGE,
             Need::Clients => CLIENTS,
+            Need::Bench => BENCH,
             Need::Index => INDEX,
         })
         .filter(|p| !exists(p.shown_by))
