@@ -1,11 +1,12 @@
 //! From the wire's words to the core's, with errors that name the field.
 
-use parovoz_dataplane_core::types::{BadUuid, DataUuid, Epoch, Mode, PrefixUuid, Reign};
+use parovoz_dataplane_core::types::{BadUuid, DataUuid, PrefixUuid, Reign};
 use parovoz_proto::v1;
 use tonic::Status;
 
 use crate::clock;
 use crate::replication::ReplicationCtx;
+use crate::replication::wire::{WireError, reign_from};
 use crate::store::{Endpoint, Store};
 
 /// A hold that nobody renews must not fill the volume.
@@ -17,6 +18,9 @@ pub enum ConvertError {
     /// An identity is malformed.
     #[error(transparent)]
     Uuid(#[from] BadUuid),
+    /// The reign is malformed.
+    #[error(transparent)]
+    Reign(#[from] WireError),
     /// A field is missing.
     #[error("read order: {0} is missing")]
     Missing(&'static str),
@@ -28,22 +32,7 @@ pub enum ConvertError {
 /// See [`ConvertError`].
 pub fn order(member: &str, reign: Option<&v1::Reign>) -> Result<(DataUuid, Reign), ConvertError> {
     let reign = reign.ok_or(ConvertError::Missing("reign"))?;
-    let mode = match reign.mode() {
-        v1::Mode::Async => Mode::Async,
-        v1::Mode::Quorum => Mode::Quorum,
-        v1::Mode::Unspecified => return Err(ConvertError::Missing("reign.mode")),
-    };
-    let members = reign.members.iter().map(|m| m.parse()).collect::<Result<_, _>>()?;
-    let reign = Reign {
-        epoch: Epoch(reign.epoch),
-        reign_id: reign.reign_id.parse()?,
-        primary: reign.primary.parse()?,
-        members,
-        mode,
-        min_sync_replicas: reign.min_sync_replicas,
-        lease_duration_ms: reign.lease_duration_ms,
-    };
-    Ok((member.parse()?, reign))
+    Ok((member.parse()?, reign_from(reign)?))
 }
 
 /// Where a member is reached.
