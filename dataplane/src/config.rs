@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use parovoz_dataplane_core::budget::MIN_WINDOW;
 use serde::{Deserialize, Serialize};
 
 /// Command line of `parovoz-dataplane run`; every flag is an environment variable too.
@@ -116,10 +117,14 @@ pub struct Settings {
     pub wal_retention_seconds: u64,
     /// Bytes of WAL at most; a quarter of the volume if absent.
     pub wal_retention_max_bytes: Option<u64>,
+    /// Bytes a follower asks for ahead at least, per stream.
+    pub min_batch_bytes: u64,
     /// Bytes a follower asks for ahead at most, per stream.
     pub max_batch_bytes: u64,
     /// Bytes a second per follower; 0 = unlimited.
     pub max_bytes_per_second: u64,
+    /// Bytes a second to all followers of a member together; 0 = unlimited.
+    pub max_total_bytes_per_second: u64,
     /// Bytes a second of a bootstrap; 0 = unlimited.
     pub bootstrap_max_bytes_per_second: u64,
     /// How long an unrenewed hold lives, in seconds.
@@ -140,8 +145,10 @@ impl Default for Settings {
             durability: Durability::Sync,
             wal_retention_seconds: 7200,
             wal_retention_max_bytes: None,
+            min_batch_bytes: 64 << 10,
             max_batch_bytes: 8 << 20,
             max_bytes_per_second: 0,
+            max_total_bytes_per_second: 0,
             bootstrap_max_bytes_per_second: 0,
             hold_timeout_seconds: 600,
             prefix_create: PrefixCreate::OnWrite,
@@ -200,8 +207,11 @@ impl Settings {
         if r.window_seconds <= u64::from(r.max_attempts) * r.backoff_seconds {
             return Err(ConfigError::Invalid("recovery.windowSeconds must exceed maxAttempts x backoffSeconds"));
         }
-        if self.max_prefixes == 0 || self.max_batch_bytes < 64 << 10 {
-            return Err(ConfigError::Invalid("maxPrefixes must be at least 1 and maxBatchBytes at least 65536"));
+        if self.max_prefixes == 0 || self.min_batch_bytes < MIN_WINDOW {
+            return Err(ConfigError::Invalid("maxPrefixes must be at least 1 and minBatchBytes at least 65536"));
+        }
+        if self.max_batch_bytes < self.min_batch_bytes {
+            return Err(ConfigError::Invalid("maxBatchBytes must be at least minBatchBytes"));
         }
         if self.hold_timeout_seconds == 0 {
             return Err(ConfigError::Invalid("holdTimeoutSeconds must be at least 1: a bootstrap needs its hold"));

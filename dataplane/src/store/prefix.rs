@@ -236,6 +236,11 @@ impl Prefix {
         if durable {
             self.mark_durable(last);
         }
+        self.signal();
+    }
+
+    /// Tells everyone who streams it.
+    fn signal(&self) {
         for subscription in self.subscriptions.load().iter() {
             subscription.signal();
         }
@@ -256,6 +261,8 @@ impl Prefix {
         {
             copy.db.sync()?;
             self.mark_durable(applied);
+            // Senders of synced bytes only may have waited for this.
+            self.signal();
         }
         Ok(self.durable())
     }
