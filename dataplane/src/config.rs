@@ -135,6 +135,10 @@ pub struct Settings {
     pub max_prefixes: usize,
     /// Lag in sequences from which it is warned.
     pub lag_warning_sequences: u64,
+    /// How long data is kept that was dropped, replaced by a diverged member's new copy, or exported, in seconds.
+    pub detached_retention_seconds: u64,
+    /// Bytes of such data at most; a tenth of the volume if absent. The oldest goes first.
+    pub detached_max_bytes: Option<u64>,
     /// Restart budget.
     pub recovery: Recovery,
 }
@@ -154,6 +158,8 @@ impl Default for Settings {
             prefix_create: PrefixCreate::OnWrite,
             max_prefixes: 1000,
             lag_warning_sequences: 10_000,
+            detached_retention_seconds: 7 * 24 * 3600,
+            detached_max_bytes: None,
             recovery: Recovery::default(),
         }
     }

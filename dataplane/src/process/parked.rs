@@ -14,6 +14,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
 use crate::config::RunArgs;
+use crate::disk::reserve;
 use crate::http::Health;
 use crate::run::{RunError, listen};
 
@@ -74,6 +75,7 @@ pub async fn serve(args: &RunArgs, why: &RunError) -> Result<(), RunError> {
     tokio::select! {
         () = super::wait_for_signal() => {}
         () = settings_changed(args) => tracing::info!("settings changed: ending, to be started with them"),
+        () = room_again(args, why) => tracing::info!("there is room on the volume again: ending, to be started"),
     }
     if matches!(why, RunError::OverBudget { .. }) {
         crate::run::forgive_restarts(args)?;
@@ -89,6 +91,20 @@ async fn settings_changed(args: &RunArgs) {
     loop {
         every.tick().await;
         if std::fs::read(path).ok() != before {
+            return;
+        }
+    }
+}
+
+/// Returns once there is room on a volume whose being full is why the process is parked.
+async fn room_again(args: &RunArgs, why: &RunError) {
+    if !why.is_full() {
+        return std::future::pending().await;
+    }
+    let mut every = tokio::time::interval(super::HOUSEKEEPING);
+    loop {
+        every.tick().await;
+        if reserve::space(&args.data_dir).is_ok_and(|(free, _)| free >= reserve::ROOM_BYTES) {
             return;
         }
     }

@@ -118,6 +118,8 @@ pub struct Prefix {
     subscribing: Mutex<()>,
     /// Bytes committed or applied since the start; the difference of two readings is lag in bytes.
     bytes_total: AtomicU64,
+    /// See [`Prefix::oldest_in_wal`].
+    oldest_in_wal: AtomicU64,
     dropped: AtomicBool,
 }
 
@@ -142,6 +144,7 @@ impl Prefix {
             subscriptions: ArcSwap::from_pointee(Vec::new()),
             subscribing: Mutex::new(()),
             bytes_total: AtomicU64::new(0),
+            oldest_in_wal: AtomicU64::new(0),
             dropped: AtomicBool::new(false),
         }
     }
@@ -153,6 +156,7 @@ impl Prefix {
         *self.history.write() = history;
         self.copy.store(Some(Arc::new(copy)));
         self.ring.reset(latest);
+        self.oldest_in_wal.store(0, Ordering::Release);
         for mark in [&self.received, &self.applied, &self.durable, &self.released] {
             mark.store(latest.0, Ordering::Release);
         }
@@ -381,6 +385,20 @@ impl Prefix {
     #[must_use]
     pub fn bytes_total(&self) -> u64 {
         self.bytes_total.load(Ordering::Relaxed)
+    }
+
+    /// The oldest record in the WAL when the pruner last looked; `None` before it has.
+    #[must_use]
+    pub fn oldest_in_wal(&self) -> Option<Sequence> {
+        match self.oldest_in_wal.load(Ordering::Acquire) {
+            0 => None,
+            oldest => Some(Sequence(oldest)),
+        }
+    }
+
+    /// Notes what the pruner saw: listing the files for each report would cost too much.
+    pub fn note_oldest_in_wal(&self, oldest: Sequence) {
+        self.oldest_in_wal.store(oldest.0, Ordering::Release);
     }
 
     /// Tells `subscription` of every batch from now on.

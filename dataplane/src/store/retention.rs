@@ -41,6 +41,7 @@ pub fn prune(
     for (number, prefix) in store.prefixes().by_uuid.values().enumerate() {
         let Some(copy) = prefix.copy() else { continue };
         let files = copy.db.wal_files()?;
+        prefix.note_oldest_in_wal(files.first().map_or_else(|| copy.db.latest().next(), |f| f.first));
         let ends = files.iter().skip(1).map(|f| f.first).chain([copy.db.latest().next()]).collect::<Vec<_>>();
         for (file, end) in files.into_iter().zip(ends) {
             if !file.archived {
@@ -62,6 +63,8 @@ pub fn prune(
     for removal in plan(&archived, live_bytes, policy) {
         let (prefix, copy, file) = &owners[removal.index];
         copy.db.remove_archived(file)?;
+        // The oldest goes first, so what follows this file is the oldest now.
+        prefix.note_oldest_in_wal(archived[removal.index].end);
         pruned.files += 1;
         pruned.bytes += file.bytes;
         if removal.cuts_off {
