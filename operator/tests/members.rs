@@ -53,6 +53,7 @@ fn promote() -> Order {
             min_sync_replicas: 0,
         },
         kind: OrderKind::Promote,
+        first_reign: true,
     }
 }
 

@@ -51,7 +51,9 @@ pub struct AdminService {
 
 fn refuse(error: &MemberError) -> Status {
     match error {
-        MemberError::Refused(_) | MemberError::Incomplete(_) => Status::failed_precondition(error.to_string()),
+        MemberError::Refused(_) | MemberError::Incomplete(_) | MemberError::Blank(_) => {
+            Status::failed_precondition(error.to_string())
+        }
         MemberError::Slots(_) | MemberError::Catalogue(_) | MemberError::Begin { .. } | MemberError::Follower(_) => {
             Status::internal(error.to_string())
         }
@@ -120,7 +122,8 @@ impl Admin for AdminService {
         }
         let (member, reign) = convert::order(&order.data_uuid, order.reign.as_ref()).map_err(bad)?;
         let owner = self.member.clone();
-        let result = blocking(move || owner.promote(&StoreUid(order.store_uid), member, &reign)).await?;
+        let result =
+            blocking(move || owner.promote(&StoreUid(order.store_uid), member, &reign, order.first_reign)).await?;
         result.map_err(|e| refuse(&e))?;
         self.report().await
     }
@@ -130,9 +133,11 @@ impl Admin for AdminService {
         let (member, reign) = convert::order(&order.data_uuid, order.reign.as_ref()).map_err(bad)?;
         let upstream = convert::endpoint(order.upstream.as_ref()).map_err(bad)?;
         let primary = convert::endpoint(order.primary.as_ref()).map_err(bad)?;
+        let source = order.bootstrap_source.as_ref();
+        let source = source.map(|s| convert::endpoint(Some(s))).transpose().map_err(bad)?;
         let owner = self.member.clone();
-        let result =
-            blocking(move || owner.follow(&StoreUid(order.store_uid), member, &reign, upstream, primary)).await?;
+        let store = StoreUid(order.store_uid);
+        let result = blocking(move || owner.follow(&store, member, &reign, upstream, primary, source)).await?;
         result.map_err(|e| refuse(&e))?;
         self.report().await
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use parovoz_dataplane_core::member::{MemberRecord, OrderRefusal, Orders};
-use parovoz_dataplane_core::types::{DataUuid, Reign, StoreUid};
+use parovoz_dataplane_core::types::{DataUuid, Epoch, Reign, StoreUid};
 
 use self::following::Following;
 use self::state::MemberState;
@@ -22,6 +22,9 @@ use crate::run::FatalSwitch;
 use crate::store::catalogue::{Catalogue, CatalogueError};
 use crate::store::prefix::{CommitError, Prefix, PrefixPhase};
 use crate::store::{Endpoint, RoleView, Store};
+
+/// The first epoch of any store.
+const FIRST_EPOCH: Epoch = Epoch(1);
 
 /// Why an order was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +44,12 @@ pub enum MemberError {
     /// The member lacks data that the reign needs.
     #[error("promote: this member is not complete: {0}")]
     Incomplete(String),
+    /// A blank member leads only a store that is new: elsewhere it would lead with nothing what others have.
+    #[error(
+        "promote: this member is blank, and epoch {0} is not the first reign of its store; restore its volume, or let it follow \
+         a member that has the data"
+    )]
+    Blank(Epoch),
     /// An epoch could not be begun.
     #[error("begin epoch in prefix {prefix}: {cause}")]
     Begin {
@@ -101,13 +110,23 @@ impl Member {
         }
     }
 
-    /// Makes this member the primary of `reign`. Blocks on the disk.
+    /// Makes this member the primary of `reign`. Blocks on the disk. `first_reign`: the order says that the store has never had
+    /// a primary and that all its members are blank; only then, or in epoch 1, a blank member leads.
     ///
     /// # Errors
     /// See [`MemberError`]; a refusal changes nothing.
-    pub fn promote(&self, store: &StoreUid, member: DataUuid, reign: &Reign) -> Result<(), MemberError> {
+    pub fn promote(
+        &self,
+        store: &StoreUid,
+        member: DataUuid,
+        reign: &Reign,
+        first_reign: bool,
+    ) -> Result<(), MemberError> {
         let _orders = self.orders.lock();
         let blank = self.state.record().promised.is_none() && self.store.prefixes().by_uuid.is_empty();
+        if blank && !first_reign && reign.epoch != FIRST_EPOCH {
+            return Err(MemberError::Blank(reign.epoch));
+        }
         if !blank {
             self.check_complete()?;
         }
@@ -115,6 +134,7 @@ impl Member {
             return Ok(());
         }
         self.follower.stop();
+        self.store.set_bootstrap_source(None);
         if blank {
             self.catalogue.create_blank()?;
         }
@@ -124,7 +144,8 @@ impl Member {
         Ok(())
     }
 
-    /// Lets this member follow an upstream. Blocks on the disk.
+    /// Lets this member follow an upstream. Blocks on the disk. Another `bootstrap_source` alone restarts nothing: it is where
+    /// the next missing copy is taken from, `None` being the upstream.
     ///
     /// # Errors
     /// See [`MemberError`]; a refusal changes nothing.
@@ -135,9 +156,12 @@ impl Member {
         reign: &Reign,
         upstream: Endpoint,
         primary: Endpoint,
+        bootstrap_source: Option<Endpoint>,
     ) -> Result<(), MemberError> {
         let _orders = self.orders.lock();
-        if !self.state.follow(store, member, reign, upstream.clone(), primary.clone())? {
+        let news = self.state.follow(store, member, reign, upstream.clone(), primary.clone())?;
+        self.store.set_bootstrap_source(bootstrap_source);
+        if !news {
             return Ok(());
         }
         self.demote();

@@ -26,6 +26,7 @@ mod session;
 mod snapshots;
 mod staging;
 pub mod stats;
+mod tails;
 #[cfg(test)]
 mod tests;
 pub mod wire;

@@ -243,8 +243,7 @@ impl Replication for Service {
         let (peer, reign) = self.admit(request.hello.as_ref())?;
         let mut own = self.ctx.own(Some(peer.data_uuid));
         own.reign = Some(reign.to_ref());
-        let prefix = prefix_from(&request.prefix_uuid)?;
-        let mut snapshot = self.snapshots.open(peer.data_uuid, prefix, &request.snapshot_id).await?;
+        let mut snapshot = self.snapshots.open(peer.data_uuid, &request).await?;
         snapshot.hello = Some(hello_to(&own, Some(&reign)));
         Ok(Response::new(snapshot))
     }

@@ -6,3 +6,4 @@ mod grpc;
 mod node;
 mod replication;
 mod single;
+mod volume;

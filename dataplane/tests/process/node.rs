@@ -23,6 +23,7 @@ pub struct Node {
     pub name: String,
     dir: tempfile::TempDir,
     child: Option<Child>,
+    mounted: bool,
     pub settings: serde_json::Value,
 }
 
@@ -46,13 +47,33 @@ impl Node {
     }
 
     /// The same with settings.
-    pub fn start_with(name: &str, mut settings: serde_json::Value) -> Self {
+    pub fn start_with(name: &str, settings: serde_json::Value) -> Self {
+        let mut node = Self::prepare(name, settings);
+        node.spawn();
+        node
+    }
+
+    /// A member whose volume is a file system of its own of so many bytes; the test must run as root.
+    pub fn start_on_small_volume(name: &str, bytes: u64) -> Self {
+        let mut node = Self::prepare(name, serde_json::json!({}));
+        std::fs::create_dir(node.data()).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "parovoz-test"])
+            .arg(node.data())
+            .output()
+            .unwrap();
+        let why = String::from_utf8_lossy(&mounted.stderr);
+        assert!(mounted.status.success(), "this test mounts a small file system and must run as root: {why}");
+        node.mounted = true;
+        node.spawn();
+        node
+    }
+
+    fn prepare(name: &str, mut settings: serde_json::Value) -> Self {
         // Tests kill on purpose and don't want to wait between restarts.
         settings["recovery"] = serde_json::json!({"maxAttempts": 5, "windowSeconds": 300, "backoffSeconds": 0});
         let dir = tempfile::tempdir().unwrap();
-        let mut node = Self { ip: fresh_ip(), name: name.to_owned(), dir, child: None, settings };
-        node.spawn();
-        node
+        Self { ip: fresh_ip(), name: name.to_owned(), dir, child: None, mounted: false, settings }
     }
 
     /// Its volume.
@@ -105,6 +126,11 @@ impl Node {
         let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         self.wait_end()
+    }
+
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some())
     }
 
     /// Waits until the process ends by itself.
@@ -180,6 +206,9 @@ impl Drop for Node {
             let _ = child.kill();
             let _ = child.wait();
         }
+        if self.mounted {
+            let _ = Command::new("umount").arg(self.data()).status();
+        }
         if std::thread::panicking() {
             eprintln!("--- log of {} ---\n{}", self.name, tail(&self.log_path()));
         }
@@ -228,18 +257,29 @@ pub async fn promote(node: &Node, reign: &v1::Reign) -> Result<v1::MemberReport,
         data_uuid: node.report().await.data_uuid,
         reign: Some(reign.clone()),
         process_id: String::new(),
+        first_reign: false,
     };
     node.admin().await.promote(order).await.map(tonic::Response::into_inner)
 }
 
 /// Lets a member follow an upstream.
 pub async fn follow(node: &Node, reign: &v1::Reign, upstream: &Node, primary: &Node) {
+    follow_from(node, reign, upstream, primary, None).await;
+}
+
+/// The same, with missing copies to be taken from another member.
+pub async fn follow_from(node: &Node, reign: &v1::Reign, upstream: &Node, primary: &Node, source: Option<&Node>) {
+    let bootstrap_source = match source {
+        Some(source) => Some(source.endpoint().await),
+        None => None,
+    };
     let order = v1::FollowRequest {
         store_uid: STORE.to_owned(),
         data_uuid: node.report().await.data_uuid,
         reign: Some(reign.clone()),
         upstream: Some(upstream.endpoint().await),
         primary: Some(primary.endpoint().await),
+        bootstrap_source,
     };
     node.admin().await.follow(order).await.unwrap();
 }

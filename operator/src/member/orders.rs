@@ -47,12 +47,14 @@ pub(super) async fn send(
     let (store_uid, data_uuid) = (store_uid.to_owned(), order.data_uuid.clone());
     let (limit, answer) = match &order.kind {
         OrderKind::Promote => {
-            let request = PromoteRequest { store_uid, data_uuid, reign, process_id: order.process_id.clone() };
+            let (process_id, first_reign) = (order.process_id.clone(), order.first_reign);
+            let request = PromoteRequest { store_uid, data_uuid, reign, process_id, first_reign };
             (PROMOTE_WITHIN, tokio::time::timeout(PROMOTE_WITHIN, client.promote(request)).await)
         }
-        OrderKind::Follow { upstream, primary } => {
+        OrderKind::Follow { upstream, primary, bootstrap_source } => {
             let (upstream, primary) = (Some(wire_endpoint(upstream)), Some(wire_endpoint(primary)));
-            let request = FollowRequest { store_uid, data_uuid, reign, upstream, primary };
+            let bootstrap_source = bootstrap_source.as_deref().map(wire_endpoint);
+            let request = FollowRequest { store_uid, data_uuid, reign, upstream, primary, bootstrap_source };
             (FOLLOW_WITHIN, tokio::time::timeout(FOLLOW_WITHIN, client.follow(request)).await)
         }
     };

@@ -4,6 +4,7 @@
 mod bootstrap;
 mod proxy;
 mod refusals;
+mod sources;
 mod streaming;
 
 use std::collections::HashMap;

@@ -10,6 +10,7 @@ mod members;
 mod orders;
 mod record;
 mod reign;
+mod sources;
 
 use std::time::Duration;
 

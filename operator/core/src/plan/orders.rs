@@ -5,6 +5,7 @@ use parovoz_api::{MemberPhase, ReignPhase, ReignRecord, Topology};
 use super::Context;
 use super::record::answering;
 use super::reign::may_start;
+use super::sources::Sources;
 use crate::names;
 use crate::observed::{KnownReign, Report};
 
@@ -21,6 +22,8 @@ pub struct Order {
     pub reign: KnownReign,
     /// What to do.
     pub kind: OrderKind,
+    /// The store has never had a primary and every member of the reign is blank: a blank member may lead.
+    pub first_reign: bool,
 }
 
 /// What a member is told to do.
@@ -34,6 +37,8 @@ pub enum OrderKind {
         upstream: Endpoint,
         /// Who leads.
         primary: Endpoint,
+        /// Who to take missing copies from; None = the upstream.
+        bootstrap_source: Option<Box<Endpoint>>,
     },
 }
 
@@ -58,22 +63,43 @@ pub(super) fn orders(context: &Context<'_>, record: &ReignRecord) -> Vec<Order> 
     let Some((primary, report)) = answering.get(record.primary.as_str()).copied() else { return Vec::new() };
     if !report.leads(reign.epoch, &reign.reign_id) {
         let promote = record.phase == ReignPhase::Promoting && may_start(report, record);
-        return if promote { vec![order(context, primary, report, &reign, OrderKind::Promote)] } else { Vec::new() };
+        if !promote {
+            return Vec::new();
+        }
+        let first_reign = is_first(context, record);
+        return vec![Order { first_reign, ..order(context, primary, report, &reign, OrderKind::Promote) }];
     }
     let mut orders = Vec::new();
+    let mut sources = Sources::new(context, record, &reign);
     for member in record.members.iter().filter(|member| member.data_uuid != record.primary) {
         let Some((ordinal, follower)) = answering.get(member.data_uuid.as_str()).copied() else { continue };
         if follower.phase == MemberPhase::Parked || !context.target.contains(&ordinal) {
             continue;
         }
         let upstream = upstream(context, record, primary, ordinal);
-        if follows(follower, &reign, &upstream) {
+        let source = sources.of(follower, &upstream);
+        if follows(follower, &reign, &upstream) && !source.matters {
             continue;
         }
+        sources.load(source.chosen.as_deref());
+        let bootstrap_source = source.chosen.and_then(|uuid| {
+            let (ordinal, _) = answering.get(uuid.as_str())?;
+            Some(Box::new(endpoint(context, *ordinal, &uuid)))
+        });
         let primary = endpoint(context, primary, &record.primary);
-        orders.push(order(context, ordinal, follower, &reign, OrderKind::Follow { upstream, primary }));
+        let kind = OrderKind::Follow { upstream, primary, bootstrap_source };
+        orders.push(order(context, ordinal, follower, &reign, kind));
     }
     orders
+}
+
+/// True if nobody can ever have written anything: then a blank member may lead in whatever epoch it came to.
+fn is_first(context: &Context<'_>, record: &ReignRecord) -> bool {
+    let answering = answering(context);
+    let blank =
+        |uuid: &str| answering.get(uuid).is_some_and(|(_, report)| report.blank() && report.highest_epoch() == 0);
+    let served = context.observed.own_reign().is_some_and(|reign| reign.spec.ever_served);
+    !served && record.members.iter().all(|member| blank(&member.data_uuid))
 }
 
 fn follows(report: &Report, reign: &KnownReign, upstream: &Endpoint) -> bool {
@@ -115,6 +141,7 @@ fn order(context: &Context<'_>, ordinal: u32, report: &Report, reign: &KnownReig
         process_id: report.process_id.clone(),
         reign: reign.clone(),
         kind,
+        first_reign: false,
     }
 }
 

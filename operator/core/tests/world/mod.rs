@@ -37,6 +37,8 @@ pub struct Process {
     pub id: String,
     pub primary: bool,
     pub upstream: Option<(String, String)>,
+    /// data_uuid of the bootstrap source.
+    pub source: String,
     pub parked: bool,
 }
 
@@ -177,6 +179,7 @@ impl World {
             followers: if process.primary { self.followers(volume) } else { Vec::new() },
             upstream_data_uuid,
             upstream_address,
+            bootstrap_source: process.source.clone(),
             upstream_connected: connected,
             disk_free_bytes: 900,
             disk_total_bytes: 1000,
@@ -365,12 +368,13 @@ impl World {
                 process.primary = true;
                 process.upstream = None;
             }
-            OrderKind::Follow { upstream, .. } => {
+            OrderKind::Follow { upstream, bootstrap_source, .. } => {
                 assert!(order.reign.epoch >= promised, "refused order");
                 volume.reign = Some(order.reign.clone());
                 let process = self.processes.get_mut(&ordinal).unwrap();
                 process.primary = false;
                 process.upstream = Some((upstream.data_uuid.clone(), upstream.replication_address.clone()));
+                process.source = bootstrap_source.as_ref().map(|source| source.data_uuid.clone()).unwrap_or_default();
             }
         }
     }
