@@ -57,7 +57,12 @@ impl SessionLink {
 
 #[derive(Debug)]
 enum Job {
-    Apply { link: Arc<SessionLink>, prefix: Arc<Prefix>, batch: ReceivedBatch },
+    /// Batches that came together; never empty.
+    Apply {
+        link: Arc<SessionLink>,
+        prefix: Arc<Prefix>,
+        batches: Vec<ReceivedBatch>,
+    },
     Barrier(oneshot::Sender<()>),
 }
 
@@ -93,14 +98,14 @@ impl Appliers {
         self.busy_us.iter().map(|us| us.load(Ordering::Relaxed)).collect()
     }
 
-    /// Hands a batch to its prefix's thread.
-    pub fn apply(&self, link: &Arc<SessionLink>, prefix: &Arc<Prefix>, batch: ReceivedBatch) {
+    /// Hands batches to their prefix's thread.
+    pub fn apply(&self, link: &Arc<SessionLink>, prefix: &Arc<Prefix>, batches: Vec<ReceivedBatch>) {
         let queues = self.queues.lock();
         let index = usize::from(prefix.uuid.0.as_bytes()[15]) % queues.len().max(1);
         if let Some(queue) = queues.get(index) {
             let (link, prefix) = (link.clone(), prefix.clone());
             // A thread ends only with the whole follower.
-            let _ = queue.send(Job::Apply { link, prefix, batch });
+            let _ = queue.send(Job::Apply { link, prefix, batches });
         }
     }
 
@@ -135,16 +140,25 @@ impl Appliers {
 fn run(ctx: &ReplicationCtx, acks: &AckBoard, jobs: &Receiver<Job>, busy_us: &AtomicU64) {
     while let Ok(job) = jobs.recv() {
         let started = Instant::now();
-        let mut pass = Pass { ctx, bytes: 0, touched: HashMap::new(), barriers: Vec::new() };
+        let mut pass = Pass { ctx, bytes: 0, waited: Duration::ZERO, touched: HashMap::new(), barriers: Vec::new() };
         pass.take(job);
         while pass.bytes < PASS_BYTES && started.elapsed() < PASS_TIME {
             match jobs.try_recv() {
                 Ok(job) => pass.take(job),
+                Err(_) if pass.more_is_coming() => {
+                    let since = Instant::now();
+                    let next = jobs.recv_timeout(PASS_TIME.saturating_sub(started.elapsed()));
+                    pass.waited += since.elapsed();
+                    match next {
+                        Ok(job) => pass.take(job),
+                        Err(_) => break,
+                    }
+                }
                 Err(_) => break,
             }
         }
-        pass.finish(acks, started);
-        busy_us.fetch_add(micros(started), Ordering::Relaxed);
+        let waited_us = pass.finish(acks, started);
+        busy_us.fetch_add(micros(started).saturating_sub(waited_us), Ordering::Relaxed);
     }
 }
 
@@ -166,6 +180,8 @@ struct Touched {
 struct Pass<'a> {
     ctx: &'a ReplicationCtx,
     bytes: u64,
+    /// For jobs, while it had none.
+    waited: Duration,
     touched: HashMap<PrefixUuid, Touched>,
     barriers: Vec<oneshot::Sender<()>>,
 }
@@ -174,37 +190,54 @@ impl Pass<'_> {
     fn take(&mut self, job: Job) {
         match job {
             Job::Barrier(done) => self.barriers.push(done),
-            Job::Apply { link, prefix, batch } => {
+            Job::Apply { link, prefix, batches } => {
                 if link.live.load(Ordering::Acquire) {
-                    self.apply(link, prefix, batch);
+                    self.apply(&link, &prefix, batches);
                 }
             }
         }
     }
 
-    fn apply(&mut self, link: Arc<SessionLink>, prefix: Arc<Prefix>, batch: ReceivedBatch) {
-        let uuid = prefix.uuid;
-        let touched =
-            self.touched.entry(uuid).or_insert_with(|| Touched { prefix, link: link.clone(), cost: 0, failed: None });
-        touched.link = link;
-        if let Some((attempt, thrown)) = &mut touched.failed
-            && *attempt == batch.attempt
-        {
-            *thrown += batch.cost;
-            return;
-        }
-        self.bytes += batch.bytes.len() as u64;
-        let (attempt, cost) = (batch.attempt, batch.cost);
-        match apply_one(self.ctx, &touched.prefix, batch) {
-            Ok(()) => touched.cost += cost,
-            Err(error) => {
-                tracing::warn!(prefix = %touched.prefix.name, %error, "apply batch");
-                touched.failed = Some((attempt, cost));
+    fn apply(&mut self, link: &Arc<SessionLink>, prefix: &Arc<Prefix>, batches: Vec<ReceivedBatch>) {
+        let touched = self.touched.entry(prefix.uuid).or_insert_with(|| Touched {
+            prefix: prefix.clone(),
+            link: link.clone(),
+            cost: 0,
+            failed: None,
+        });
+        touched.link = link.clone();
+        for batch in batches {
+            if let Some((attempt, thrown)) = &mut touched.failed
+                && *attempt == batch.attempt
+            {
+                *thrown += batch.cost;
+                continue;
+            }
+            self.bytes += batch.bytes.len() as u64;
+            let (attempt, cost) = (batch.attempt, batch.cost);
+            match apply_one(self.ctx, prefix, batch) {
+                Ok(()) => touched.cost += cost,
+                Err(error) => {
+                    tracing::warn!(prefix = %prefix.name, %error, "apply batch");
+                    touched.failed = Some((attempt, cost));
+                }
             }
         }
     }
 
-    fn finish(self, acks: &AckBoard, started: Instant) {
+    /// Whether an fsync now would be followed by another one right away: the upstream has more of what this pass touched.
+    fn more_is_coming(&self) -> bool {
+        self.barriers.is_empty()
+            && self.ctx.syncs()
+            && self
+                .touched
+                .values()
+                .any(|t| t.failed.is_none() && t.prefix.upstream_latest().sequence > t.prefix.applied())
+    }
+
+    /// Syncs and says so; answers how long the pass waited, in microseconds.
+    fn finish(self, acks: &AckBoard, started: Instant) -> u64 {
+        let waited_us = u64::try_from(self.waited.as_micros()).unwrap_or(u64::MAX);
         let syncs = self.ctx.syncs();
         let mut synced = Vec::with_capacity(self.touched.len());
         for (uuid, touched) in self.touched {
@@ -215,7 +248,7 @@ impl Pass<'_> {
             acks.mark(uuid);
             synced.push((uuid, touched));
         }
-        let pass_us = micros(started);
+        let pass_us = micros(started).saturating_sub(waited_us);
         let total: u64 = synced.iter().map(|(_, touched)| touched.cost).sum();
         for (uuid, touched) in synced {
             // The session may be over; its successor asks the prefix itself where it is.
@@ -234,6 +267,7 @@ impl Pass<'_> {
             // Whoever waited may have been cancelled.
             let _ = barrier.send(());
         }
+        waited_us
     }
 }
 

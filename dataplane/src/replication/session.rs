@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parovoz_dataplane_core::follower::{BootstrapCause, Effect, Event, Miss, Session, StreamState, check_upstream};
+use parovoz_dataplane_core::follower::{
+    BootstrapCause, Effect, Event, Miss, ReceivedBatch, Session, StreamState, check_upstream,
+};
 use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, Reign, ReignRef};
 use parovoz_proto::v1;
 use parovoz_proto::v1::follower_message::Message as ToUpstream;
@@ -250,9 +252,22 @@ impl Live {
     fn step(&mut self, event: Event) -> Result<(), LinkError> {
         let mut effects = std::mem::take(&mut self.effects);
         let stepped = self.core.step(clock::boot_ms(), event, &mut effects);
-        for effect in effects.drain(..) {
-            self.perform(effect)?;
+        let mut effects_left = effects.drain(..).peekable();
+        while let Some(effect) = effects_left.next() {
+            let Effect::Apply { prefix, batch } = effect else {
+                self.perform(effect)?;
+                continue;
+            };
+            // What came together is handed on together.
+            let mut batches = vec![batch];
+            while let Some(Effect::Apply { batch, .. }) =
+                effects_left.next_if(|next| matches!(next, Effect::Apply { prefix: of, .. } if *of == prefix))
+            {
+                batches.push(batch);
+            }
+            self.apply(prefix, batches);
         }
+        drop(effects_left);
         self.effects = effects;
         Ok(stepped?)
     }
@@ -316,14 +331,7 @@ impl Live {
             Effect::Cancel(prefix) => self.send(ToUpstream::CancelPrefixUuid(prefix.to_string())),
             Effect::Grant(bytes) => self.send(ToUpstream::Credit(v1::Credit { bytes, ..v1::Credit::default() })),
             Effect::Apply { prefix, batch } => {
-                if let Some(prefix) = self.prefixes.get(&prefix) {
-                    let position = Position { epoch: batch.epoch, sequence: batch.first.last_of(batch.count) };
-                    prefix.note_received(position.sequence);
-                    if prefix.upstream_latest() < position {
-                        prefix.set_upstream_latest(position);
-                    }
-                    self.shared.appliers.apply(&self.link, prefix, batch);
-                }
+                self.apply(prefix, vec![batch]);
                 Ok(())
             }
             Effect::StartBootstrap { prefix, cause } => {
@@ -359,6 +367,17 @@ impl Live {
                 Ok(())
             }
         }
+    }
+
+    /// Hands batches that follow each other to the apply thread.
+    fn apply(&self, prefix: PrefixUuid, batches: Vec<ReceivedBatch>) {
+        let (Some(prefix), Some(last)) = (self.prefixes.get(&prefix), batches.last()) else { return };
+        let position = Position { epoch: last.epoch, sequence: last.first.last_of(last.count) };
+        prefix.note_received(position.sequence);
+        if prefix.upstream_latest() < position {
+            prefix.set_upstream_latest(position);
+        }
+        self.shared.appliers.apply(&self.link, prefix, batches);
     }
 
     fn start_bootstrap(&mut self, uuid: PrefixUuid, cause: BootstrapCause) {

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bootstrap;
+mod pace;
 mod proxy;
 mod refusals;
-mod sources;
 mod streaming;
 
 use std::collections::HashMap;
