@@ -5,6 +5,7 @@ mod bootstrap;
 mod pace;
 mod proxy;
 mod refusals;
+mod sources;
 mod streaming;
 
 use std::collections::HashMap;
