@@ -149,6 +149,7 @@ async fn order(primary: &Member, replica: &Member) -> std::result::Result<(), Bo
         data_uuid: first,
         reign: Some(reign.clone()),
         process_id: String::new(),
+        first_reign: true,
     };
     primary.admin().await?.promote(promote).await?;
     let follow = v1::FollowRequest {
@@ -157,6 +158,7 @@ async fn order(primary: &Member, replica: &Member) -> std::result::Result<(), Bo
         reign: Some(reign),
         upstream: Some(primary.endpoint.clone()),
         primary: Some(primary.endpoint.clone()),
+        bootstrap_source: None,
     };
     replica.admin().await?.follow(follow).await?;
     Ok(())
