@@ -1,9 +1,9 @@
 //! Whether a stream that catches up is worth compressing: only where the link, and neither side's processor, is what it waits
 //! for, and only if it then really gets faster.
 
-/// How often it is judged.
-const PERIOD_MS: u64 = 1_000;
-/// A stream slower than this is not far behind.
+/// How often it is judged at most, and at least.
+const PERIOD_MS: (u64, u64) = (1_000, 10_000);
+/// Raw bytes that a period needs before it is judged by them; what sends less in the longest one is not far behind.
 const MIN_BYTES: u64 = 256 << 10;
 /// Raw bytes sent after a change before it is judged: those under way when it came say nothing about it.
 const SETTLE_BYTES: u64 = 8 << 20;
@@ -107,7 +107,8 @@ impl CompressionChoice {
 
     /// Judges, if it is time to; answers [`CompressionChoice::is_on`].
     pub fn judge(&mut self, now_ms: u64) -> bool {
-        if now_ms.saturating_sub(self.period.since_ms) >= PERIOD_MS {
+        let passed = now_ms.saturating_sub(self.period.since_ms);
+        if passed >= PERIOD_MS.1 || (passed >= PERIOD_MS.0 && self.period.raw >= MIN_BYTES) {
             let period = std::mem::replace(&mut self.period, Measured::since(now_ms));
             self.state = self.next(&period, now_ms);
         }
@@ -116,6 +117,8 @@ impl CompressionChoice {
 
     fn next(&mut self, period: &Measured, now_ms: u64) -> State {
         match self.state {
+            // It has caught up: what was learnt says little about the next time.
+            _ if period.raw < MIN_BYTES => State::Off,
             State::Off if now_ms >= self.next_trial_ms && self.link_is_the_limit(period, now_ms) => {
                 State::Trial { before: period.rate(now_ms), since: Measured::since(now_ms) }
             }
@@ -134,7 +137,7 @@ impl CompressionChoice {
                 }
             }
             State::On { since_ms } => {
-                let shrinks = period.raw < MIN_BYTES || period.wire < period.raw / 10 * 9;
+                let shrinks = period.wire < period.raw / 10 * 9;
                 // Its thread does little else: without, it would be faster.
                 let busy = period.compress_us / 1000 > period.passed_ms(now_ms) / 10 * 8;
                 if !shrinks || busy {
@@ -150,9 +153,7 @@ impl CompressionChoice {
 
     /// Both sides waited most of the time, so the processors were not what it took.
     fn link_is_the_limit(&self, period: &Measured, now_ms: u64) -> bool {
-        period.raw >= MIN_BYTES
-            && period.waited_ms >= period.passed_ms(now_ms) / 2
-            && self.follower_idle.is_some_and(|idle| idle >= 500)
+        period.waited_ms >= period.passed_ms(now_ms) / 2 && self.follower_idle.is_some_and(|idle| idle >= 500)
     }
 
     fn give_up(&mut self, now_ms: u64) -> State {
@@ -245,6 +246,27 @@ mod tests {
                 assert!(!choice.judge(second * 1000));
             }
         }
+    }
+
+    #[test]
+    fn a_very_slow_link_is_relieved_too() {
+        let slow = World { link: 100 << 10, ratio: 40, cpu: 60 << 20, cpu_compressing: 50 << 20 };
+        let (on, choice) = slow.minute();
+        assert!(on >= 50 && choice.is_on(), "{on}");
+    }
+
+    #[test]
+    fn after_a_quiet_time_it_is_tried_again_without_a_pause() {
+        let slow = World { link: 5 << 20, ratio: 40, cpu: 60 << 20, cpu_compressing: 50 << 20 };
+        let (_, mut choice) = slow.minute();
+        for second in 61..=80 {
+            choice.judge(second * 1000);
+        }
+        assert!(!choice.is_on(), "nothing catches up");
+        for second in 81..=90 {
+            slow.second(&mut choice, second * 1000);
+        }
+        assert!(choice.is_on());
     }
 
     #[test]
