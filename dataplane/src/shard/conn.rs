@@ -65,6 +65,8 @@ pub(super) struct Output {
     allowed: usize,
     /// Size of the larger ones of the latest replies from other loops.
     reply_size: usize,
+    /// From where in `ready` on bytes wait until a group of writes is durable, and which; both grow.
+    held: VecDeque<(u64, usize)>,
 }
 
 /// Says that replies go to the bytes that may go out, not to a segment.
@@ -150,15 +152,51 @@ impl Output {
         self.holes < (HOLES_FIRST + self.allowed).min(by_size).clamp(1, HOLES_MAX)
     }
 
-    /// Bytes that wait, for the client to read or for a hole to be filled.
+    /// Bytes that wait, for the client to read, for a group to be durable or for a hole to be filled.
     pub(super) fn waiting(&self) -> usize {
         let last = if let Some(Segment::Bytes(bytes)) = self.later.back() { bytes.len() } else { 0 };
-        self.unsent().len() + self.enclosed + self.filled + last
+        self.ready.len() - self.sent + self.enclosed + self.filled + last
     }
 
     /// Bytes that may go out.
     pub(super) fn unsent(&self) -> &[u8] {
-        &self.ready[self.sent..]
+        let end = self.held.front().map_or(self.ready.len(), |(_, from)| *from);
+        &self.ready[self.sent..end.max(self.sent)]
+    }
+
+    /// Whether anything is owed: unknown replies, or bytes that have not gone out.
+    pub(super) fn owes(&self) -> bool {
+        self.holes > 0 || self.ready.len() > self.sent
+    }
+
+    /// Holds the bytes from `from` of what [`Output::tail`] gave as [`READY`] until group `group` is durable; answers whether
+    /// nothing waited for that group before.
+    pub(super) fn hold(&mut self, group: u64, from: usize) -> bool {
+        // What comes later waits for what is before it anyway.
+        let news = self.held.back().is_none_or(|(last, _)| *last < group);
+        if news {
+            self.held.push_back((group, from));
+        }
+        news
+    }
+
+    /// Bytes were exchanged for others: what may still go out waits for the first group that something waits for.
+    pub(super) fn hold_all(&mut self) {
+        for (_, from) in &mut self.held {
+            *from = self.sent;
+        }
+    }
+
+    /// All groups up to `group` are durable.
+    pub(super) fn let_go(&mut self, group: u64) {
+        while self.held.front().is_some_and(|(held, _)| *held <= group) {
+            self.held.pop_front();
+        }
+    }
+
+    /// Whether bytes wait for a group to be durable.
+    pub(super) fn is_held(&self) -> bool {
+        !self.held.is_empty()
     }
 
     /// So many of them went out.

@@ -6,7 +6,7 @@ use parovoz_dataplane_core::resp::{Args, Parser, Proto, Reply, RequestLimits};
 use parovoz_dataplane_core::types::PrefixUuid;
 
 use super::conn::{Merge, Pause, Session};
-use super::exec::{At, Executor, MarkAt, Refusal, Target, Waiter};
+use super::exec::{At, Executor, MarkAt, Refusal, Settled, Target, Waiter};
 use super::message::{
     ConnId, FORWARDED_BYTES_MAX, FORWARDED_MAX, Forwarded, Message, Replies, ReplyTo, Requests, Wanted,
 };
@@ -169,11 +169,19 @@ impl Dispatcher {
         let from = out.len();
         self.exec.execute(at, kind, command, proto, out);
         let to = out.len();
-        if let Some(index) = self.exec.settle(MarkAt::Conn(session.id, segment), from, to) {
-            let bytes = out.split_off(from);
-            let hole = session.output.hole(Merge::One, 1);
-            let to = self.place(session, hole, 0, false);
-            self.exec.park(index, Waiter::Reply(to, bytes));
+        match self.exec.settle(MarkAt::Conn(session.id, segment), from, to) {
+            Settled::Goes => {}
+            Settled::Held(group) => {
+                if session.output.hold(group, from) {
+                    self.exec.held(group, session.id);
+                }
+            }
+            Settled::Waits(index) => {
+                let bytes = out.split_off(from);
+                let hole = session.output.hole(Merge::One, 1);
+                let to = self.place(session, hole, 0, false);
+                self.exec.park(index, Waiter::Reply(to, bytes));
+            }
         }
     }
 
@@ -237,8 +245,8 @@ impl Dispatcher {
             let refusal = self.exec.read_only();
             return self.refuse(session, &refusal);
         }
-        // Groups of keys that are executed apart: per loop, and under W > 0 per prefix, since each waits for its own replicas.
-        let by_prefix = self.exec.primary && self.exec.required > 0;
+        // Groups of keys that are executed apart: per loop, and per prefix where each waits for its own replicas or sync.
+        let by_prefix = self.exec.is_gated();
         let mut groups: Vec<(Target, &[u8])> = Vec::new();
         let mut group_of = Vec::new();
         for i in (0..keys.len()).step_by(step) {
@@ -343,8 +351,9 @@ impl Dispatcher {
             let to = out.len();
             let number = self.replies[home].items.len();
             match self.exec.settle(MarkAt::Item(home, number), from, to) {
-                None => self.replies[home].items.push((item.to, from, to)),
-                Some(index) => {
+                // Only what is written in place is held.
+                Settled::Goes | Settled::Held(_) => self.replies[home].items.push((item.to, from, to)),
+                Settled::Waits(index) => {
                     let bytes = out.split_off(from);
                     self.exec.park(index, Waiter::Reply(item.to, bytes));
                 }

@@ -21,6 +21,7 @@ use super::exec::Executor;
 use super::message::{ConnId, Inbox, Message, Scanned};
 use super::scan::Scanner;
 use super::stats::add;
+use super::syncer::Syncer;
 use crate::clock;
 use crate::store::CreateError;
 
@@ -102,11 +103,13 @@ impl EventLoop {
         mut listening: Option<Listening>,
         scanner: Scanner,
     ) -> io::Result<Self> {
+        let mut exec = Executor::new(shared.clone(), shard);
+        exec.set_syncer(Syncer::start(shared.clone(), shard)?);
         if let Some(l) = &mut listening {
             poll.registry().register(&mut l.listener, LISTEN, Interest::READABLE)?;
         }
         Ok(Self {
-            dispatch: Dispatcher::new(Executor::new(shared.clone(), shard)),
+            dispatch: Dispatcher::new(exec),
             shared,
             shard,
             poll,
@@ -202,6 +205,7 @@ impl EventLoop {
         self.shared.inboxes[self.shard].take(&mut inbox);
         // After the inbox was taken: what others saw before they sent, this loop sees now.
         self.dispatch.exec.begin(wall_ms, boot_ms);
+        self.take_synced();
         for message in inbox.drain(..) {
             self.message(message);
         }
@@ -222,6 +226,7 @@ impl EventLoop {
     /// Answers what the pass executed.
     fn finish_pass(&mut self) {
         self.replace_failed();
+        self.dispatch.exec.begin_sync();
         self.parked = self.dispatch.exec.release_all();
         self.release_scans();
         let own = self.dispatch.send_replies();

@@ -19,6 +19,7 @@ mod pending;
 mod scan;
 mod session;
 pub mod stats;
+mod syncer;
 
 use std::io;
 use std::net::SocketAddr;

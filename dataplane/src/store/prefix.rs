@@ -49,6 +49,17 @@ pub enum PrefixPhase {
     Serving,
 }
 
+/// When a committed batch is synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WalSync {
+    /// Before the commit returns.
+    Now,
+    /// By [`Prefix::sync`], which the caller has called; only then followers are told.
+    Later,
+    /// When the operating system likes.
+    Never,
+}
+
 /// Why a write was not committed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
@@ -184,11 +195,19 @@ impl Prefix {
     /// # Errors
     /// See [`CommitError`]; an engine error of severity `Fatal` obliges the caller to end the process.
     pub fn commit(&self, batch: Bytes, count: u32, sync: bool) -> Result<Position, CommitError> {
+        self.commit_then(batch, count, if sync { WalSync::Now } else { WalSync::Never })
+    }
+
+    /// The same, with a choice of when it is synced.
+    ///
+    /// # Errors
+    /// As [`Prefix::commit`].
+    pub fn commit_then(&self, batch: Bytes, count: u32, sync: WalSync) -> Result<Position, CommitError> {
         let writer = self.writer.lock();
         let reign = writer.as_ref().ok_or(CommitError::NotPrimary)?;
         let copy = self.copy.load();
         let copy = copy.as_ref().ok_or(CommitError::Closed)?;
-        let first = copy.db.write(&batch, sync)?;
+        let first = copy.db.write(&batch, sync == WalSync::Now)?;
         let entry = RingEntry { epoch: reign.epoch, first, count, bytes: batch, committed_at_ms: clock::wall_ms() };
         let position = Position { epoch: reign.epoch, sequence: entry.last() };
         self.received.store(position.sequence.0, Ordering::Release);
@@ -212,7 +231,7 @@ impl Prefix {
         self.extend_history(&entry, epoch_record)?;
         copy.db.write(&entry.bytes, false)?;
         let position = Position { epoch: entry.epoch, sequence: entry.last() };
-        self.publish(entry, false);
+        self.publish(entry, WalSync::Never);
         Ok(position)
     }
 
@@ -232,13 +251,16 @@ impl Prefix {
         }
     }
 
-    fn publish(&self, entry: RingEntry, durable: bool) {
+    fn publish(&self, entry: RingEntry, sync: WalSync) {
         let last = entry.last().0;
         self.bytes_total.fetch_add(entry.bytes.len() as u64, Ordering::Relaxed);
         self.ring.push(entry);
         self.applied.store(last, Ordering::Release);
-        if durable {
-            self.mark_durable(last);
+        match sync {
+            WalSync::Now => self.mark_durable(last),
+            WalSync::Never => {}
+            // Nobody may have it yet.
+            WalSync::Later => return,
         }
         self.signal();
     }
@@ -297,6 +319,7 @@ impl Prefix {
         let first = copy.db.write(&bytes, sync)?;
         *writer = Some(reign);
         self.received.store(first.0, Ordering::Release);
+        let sync = if sync { WalSync::Now } else { WalSync::Never };
         self.publish(RingEntry { epoch: reign.epoch, first, count, bytes, committed_at_ms: clock::wall_ms() }, sync);
         Ok(Position { epoch: reign.epoch, sequence: first })
     }

@@ -31,8 +31,10 @@ impl EventLoop {
                         .map(|(m, e)| (m.from, m.to, e.as_slice()))
                         .collect();
                     ranges.sort_unstable_by_key(|r| r.0);
-                    if let Some(bytes) = self.conn(id).and_then(|c| c.session.output.segment(segment)) {
+                    let Some(conn) = self.conn(id) else { continue };
+                    if let Some(bytes) = conn.session.output.segment(segment) {
                         replace_replies(bytes, &ranges);
+                        conn.session.output.hold_all();
                     }
                 }
             }
@@ -63,6 +65,19 @@ impl EventLoop {
         Self::mark_dirty(&mut self.dirty, conn, index);
     }
 
+    /// Lets go what waited for a group that is durable now.
+    pub(super) fn take_synced(&mut self) {
+        let (group, waiting) = self.dispatch.exec.take_synced();
+        for id in waiting {
+            let index = id.index as usize;
+            let Some(Some(conn)) = self.conns.get_mut(index) else { continue };
+            if conn.session.id == id {
+                conn.session.output.let_go(group);
+                Self::mark_dirty(&mut self.dirty, conn, index);
+            }
+        }
+    }
+
     /// Lets a connection go on that was paused for this reason.
     pub(super) fn resume(&mut self, id: ConnId, pause: Pause) {
         if let Some(conn) = self.conn(id)
@@ -75,13 +90,13 @@ impl EventLoop {
 
     /// Answers scans whose contents replicas have by now.
     pub(super) fn release_scans(&mut self) {
-        let gated = self.dispatch.exec.primary && self.dispatch.exec.required > 0;
+        let gated = self.dispatch.exec.is_gated();
         let now = clock::boot_ms();
         for (scanned, deadline) in std::mem::take(&mut self.scanned) {
             if !gated || scanned.seen.iter().all(|(prefix, sequence)| prefix.released() >= *sequence) {
                 self.fill(scanned.to, &scanned.bytes);
             } else if now >= deadline {
-                self.fill(scanned.to, b"-TRYAGAIN not enough replicas confirmed what the scan has seen\r\n");
+                self.fill(scanned.to, b"-TRYAGAIN what the scan has seen was not confirmed in time\r\n");
             } else {
                 self.scanned.push((scanned, deadline));
             }
@@ -124,8 +139,9 @@ impl EventLoop {
             let session = &mut conn.session;
             let answered = session.output.holes() == 0;
             match session.pause {
-                Pause::Closing if answered && session.output.unsent().is_empty() => self.close(index),
-                Pause::Moving(shard) if answered => self.hand_to(index, shard),
+                Pause::Closing if !session.output.owes() => self.close(index),
+                // Groups are those of one loop.
+                Pause::Moving(shard) if answered && !session.output.is_held() => self.hand_to(index, shard),
                 Pause::Holes if answered => {
                     session.pause = Pause::None;
                     self.again.push(index);
@@ -193,11 +209,11 @@ impl EventLoop {
         }
         let now = clock::boot_ms();
         let since = *self.draining_since.get_or_insert(now);
-        let owes = |c: &Option<Box<Conn>>| {
-            c.as_ref().is_some_and(|c| c.session.output.holes() > 0 || !c.session.output.unsent().is_empty())
-        };
-        let busy =
-            self.parked > 0 || self.conns.iter().any(|(_, c)| owes(c)) || self.shared.inboxes[self.shard].is_rung();
+        let owes = |c: &Option<Box<Conn>>| c.as_ref().is_some_and(|c| c.session.output.owes());
+        let busy = self.dispatch.exec.is_syncing()
+            || self.parked > 0
+            || self.conns.iter().any(|(_, c)| owes(c))
+            || self.shared.inboxes[self.shard].is_rung();
         self.shared.drained[self.shard].store(!busy, Ordering::Release);
         self.shared.drained.iter().all(|d| d.load(Ordering::Acquire)) || now.saturating_sub(since) >= DRAIN_MS
     }

@@ -13,7 +13,7 @@ impl Executor {
     /// Executes a request; it is answered at once or at the end of the pass, or, under W > 0, when replicas have it.
     pub(in crate::shard) fn call(&mut self, call: Call) {
         add(&self.stats().calls, 1);
-        self.depends.clear();
+        self.begin_command();
         let Some(index) = self.state_of(call.prefix) else {
             call.reply.send(Err(CallError::Unavailable("it is not served by this member".to_owned())));
             return;
@@ -152,6 +152,8 @@ impl Executor {
             Refusal::NotInteger => CallError::BadNumber("increment: the value is not an integer of 64 bits".to_owned()),
             Refusal::Overflow => CallError::BadNumber("increment: the sum is out of the range of 64 bits".to_owned()),
             Refusal::Unknown(why) => CallError::Unknown(why),
+            Refusal::Unconfirmed(_) => CallError::Unavailable(refusal.to_string()),
+            Refusal::Command(error) => CallError::BadKey(error.to_string()),
             Refusal::BadPrefix(text) => CallError::BadKey(text),
             Refusal::InvalidExpire(_) => CallError::BadKey("the expiry is out of range".to_owned()),
             Refusal::Engine(text) => CallError::Engine(text),

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod commands;
+mod durable;
+mod faulty;
 mod quorum;
 mod wire;
 
@@ -19,6 +21,7 @@ use parovoz_engine::rocks::{RocksEngine, RocksSettings};
 use parovoz_engine::{Engine, OpenSpec};
 use uuid::Uuid;
 
+use self::faulty::Faulty;
 use super::*;
 use crate::config::{Durability, Settings};
 use crate::store::prefix::Copy;
@@ -93,11 +96,19 @@ struct Plan {
     required: u32,
     max_connections: usize,
     cache_bytes: usize,
+    durability: Durability,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { loops: 2, rocks: false, required: 0, max_connections: 100, cache_bytes: 4 << 20 }
+        Self {
+            loops: 2,
+            rocks: false,
+            required: 0,
+            max_connections: 100,
+            cache_bytes: 4 << 20,
+            durability: Durability::Os,
+        }
     }
 }
 
@@ -113,7 +124,7 @@ impl Rig {
         } else {
             Arc::new(MemoryEngine::new())
         };
-        let settings = Settings { durability: Durability::Os, ..Settings::default() };
+        let settings = Settings { durability: plan.durability, ..Settings::default() };
         let me = DataUuid(Uuid::new_v4());
         let store = Arc::new(Store::new(StoreUid("s".into()), me, Limits::default(), settings, 16 << 20));
         let mode = if plan.required > 0 { Mode::Quorum } else { Mode::Async };
@@ -225,6 +236,23 @@ impl Raw {
             line += &self.take(1);
         }
         assert!(line.contains(part), "{line:?} lacks {part:?}");
+    }
+
+    /// Expects that nothing comes for a while.
+    fn expect_silence(&mut self) {
+        self.expect_silence_of(Duration::from_millis(100));
+    }
+
+    /// Expects that nothing has come yet.
+    fn expect_silence_for_now(&mut self) {
+        self.expect_silence_of(Duration::from_millis(1));
+    }
+
+    fn expect_silence_of(&mut self, time: Duration) {
+        self.0.set_read_timeout(Some(time)).unwrap();
+        let mut byte = [0];
+        assert!(self.0.read(&mut byte).is_err(), "something came: {byte:?}");
+        self.0.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 
     /// Expects that the other side closes.

@@ -158,67 +158,10 @@ fn a_fatal_error_ends_the_process_and_answers_nobody() {
     raw.send("SET a:k 1\r\n");
     raw.expect("+OK\r\n");
     let copy = rig.store.prefix(b"a").unwrap().copy().unwrap();
-    let db = Arc::new(Failing(copy.db.clone()));
+    let db = Arc::new(Faulty::around(copy.db.clone()).full());
     let broken = Copy { generation: 2, dir: copy.dir.clone(), sequence_offset: 0, db };
     rig.store.prefix(b"a").unwrap().install(broken, EpochHistory::default());
     raw.send("SET a:k 2\r\n");
     wait_until("the process is told to end", || rig.fatal.get().is_some());
     raw.expect_end();
-}
-
-/// A database whose disk is full.
-#[derive(Debug)]
-struct Failing(Arc<dyn parovoz_engine::Database>);
-
-impl parovoz_engine::Database for Failing {
-    fn latest(&self) -> Sequence {
-        self.0.latest()
-    }
-    fn get_with(
-        &self,
-        f: parovoz_engine::Family,
-        key: &[u8],
-        found: &mut dyn FnMut(&[u8]),
-    ) -> parovoz_engine::Result<bool> {
-        self.0.get_with(f, key, found)
-    }
-    fn write(&self, _: &[u8], _: bool) -> parovoz_engine::Result<Sequence> {
-        Err(parovoz_engine::EngineError::NoSpace { action: "write batch".into() })
-    }
-    fn sync(&self) -> parovoz_engine::Result<()> {
-        self.0.sync()
-    }
-    fn snapshot(&self) -> Box<dyn parovoz_engine::Snapshot + '_> {
-        self.0.snapshot()
-    }
-    fn updates_after(&self, after: Sequence) -> parovoz_engine::Result<Box<dyn parovoz_engine::Updates + '_>> {
-        self.0.updates_after(after)
-    }
-    fn oldest_in_wal(&self) -> parovoz_engine::Result<Sequence> {
-        self.0.oldest_in_wal()
-    }
-    fn wal_files(&self) -> parovoz_engine::Result<Vec<parovoz_engine::WalFile>> {
-        self.0.wal_files()
-    }
-    fn remove_archived(&self, file: &parovoz_engine::WalFile) -> parovoz_engine::Result<()> {
-        self.0.remove_archived(file)
-    }
-    fn checkpoint(&self, dir: &std::path::Path) -> parovoz_engine::Result<()> {
-        self.0.checkpoint(dir)
-    }
-    fn flush(&self) -> parovoz_engine::Result<()> {
-        self.0.flush()
-    }
-    fn compact(&self) -> parovoz_engine::Result<()> {
-        self.0.compact()
-    }
-    fn verify_checksums(&self) -> parovoz_engine::Result<()> {
-        self.0.verify_checksums()
-    }
-    fn estimated_keys(&self) -> u64 {
-        self.0.estimated_keys()
-    }
-    fn disk_bytes(&self) -> u64 {
-        self.0.disk_bytes()
-    }
 }
