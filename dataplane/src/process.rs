@@ -352,14 +352,15 @@ async fn housekeeping(
 ) {
     let mut every = tokio::time::interval(HOUSEKEEPING);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let pruner = Arc::new(Mutex::new(retention::Pruner::default()));
     for pass in 0_u64.. {
         every.tick().await;
-        let (config, store, ctx, layout, member) =
-            (config.clone(), store.clone(), ctx.clone(), layout.clone(), member.clone());
+        let (config, store, ctx, layout, member, pruner) =
+            (config.clone(), store.clone(), ctx.clone(), layout.clone(), member.clone(), pruner.clone());
         let work = tokio::task::spawn_blocking(move || {
             reread_settings(config.as_deref(), &store);
             member.forget_reached_floors();
-            prune(&store, &ctx, &layout);
+            prune(&mut pruner.lock(), &store, &ctx, &layout);
             layout.keep_reserve();
             if pass % DETACHED_PASSES == 0 {
                 prune_detached(&store, &layout);
@@ -399,12 +400,12 @@ fn prune_detached(store: &Store, layout: &crate::disk::layout::Layout) {
     }
 }
 
-fn prune(store: &Store, ctx: &ReplicationCtx, layout: &crate::disk::layout::Layout) {
+fn prune(pruner: &mut retention::Pruner, store: &Store, ctx: &ReplicationCtx, layout: &crate::disk::layout::Layout) {
     let total = match layout.space() {
         Ok((_, total)) => total,
         Err(error) => return tracing::error!(%error, "WAL not pruned"),
     };
-    match retention::prune(store, total, &|prefix| ctx.oldest_needed(prefix)) {
+    match pruner.pass(store, total, &|prefix| ctx.oldest_needed(prefix)) {
         Ok(pruned) if pruned.files > 0 => {
             tracing::info!(files = pruned.files, bytes = pruned.bytes, cut_off = pruned.cut_off, "WAL pruned");
         }
