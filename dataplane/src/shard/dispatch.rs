@@ -1,11 +1,13 @@
 //! From a connection's request to who executes it: this loop, another one, or several.
 
+use std::sync::atomic::Ordering;
+
 use parovoz_dataplane_core::command::{self, Command, CommandKind, Condition};
 use parovoz_dataplane_core::resp::reply::push_request;
 use parovoz_dataplane_core::resp::{Args, Parser, Proto, Reply, RequestLimits};
 use parovoz_dataplane_core::types::PrefixUuid;
 
-use super::conn::{Merge, Pause, Session};
+use super::conn::{LARGE, Merge, Pause, Session};
 use super::exec::{At, Executor, MarkAt, Refusal, Settled, Target, Waiter};
 use super::message::{
     ConnId, FORWARDED_BYTES_MAX, FORWARDED_MAX, Forwarded, Message, Replies, ReplyTo, Requests, Wanted,
@@ -49,7 +51,14 @@ pub(super) struct Dispatcher {
     pub(super) scans: Vec<ScanTask>,
     pub(super) waits: Vec<WaitTask>,
     parser: Parser,
+    /// Bytes of replies that this pass has executed.
+    pub(super) pass_bytes: usize,
 }
+
+/// Bytes of replies that all connections may hold; with one large reply more, for each loop.
+pub(super) const OUTPUT_BYTES_MAX: usize = 512 << 20;
+/// Below this, connections that wait for it go on.
+pub(super) const OUTPUT_BYTES_AGAIN: usize = 384 << 20;
 
 /// Whether it would answer from data; writes are refused by role.
 fn reads_data(kind: CommandKind) -> bool {
@@ -67,6 +76,7 @@ impl Dispatcher {
             creations: Vec::new(),
             scans: Vec::new(),
             waits: Vec::new(),
+            pass_bytes: 0,
             parser: Parser::new(RequestLimits::for_batch(exec.limits.batch)),
             exec,
         }
@@ -153,8 +163,7 @@ impl Dispatcher {
             }
         };
         session.streak.1 = 0;
-        self.here(session, At { index, key: key.rest }, kind, command);
-        Step::Done
+        self.here(session, At { index, key: key.rest }, kind, command)
     }
 
     /// The address of a part of a hole in a connection's replies.
@@ -163,12 +172,20 @@ impl Dispatcher {
     }
 
     /// Executes a command on this loop's prefixes for one of its own connections.
-    fn here(&mut self, session: &mut Session, at: At<'_>, kind: CommandKind, command: &Command<'_>) {
+    fn here(&mut self, session: &mut Session, at: At<'_>, kind: CommandKind, command: &Command<'_>) -> Step {
         let proto = session.proto;
         let (out, segment) = session.output.tail();
         let from = out.len();
         self.exec.execute(at, kind, command, proto, out);
         let to = out.len();
+        if to - from > LARGE && !kind.spec().writes() && self.is_full() {
+            // Read again when there is room.
+            out.truncate(from);
+            out.shrink_to(from);
+            session.pause = Pause::Memory;
+            return Step::Again;
+        }
+        self.pass_bytes += to - from;
         match self.exec.settle(MarkAt::Conn(session.id, segment), from, to) {
             Settled::Goes => {}
             Settled::Held(group) => {
@@ -183,6 +200,18 @@ impl Dispatcher {
                 self.exec.park(index, Waiter::Reply(to, bytes));
             }
         }
+        session.output.note_reply(to - from);
+        Step::Done
+    }
+
+    /// Whether all connections hold as many bytes of replies as they may.
+    fn is_full(&self) -> bool {
+        self.exec.shared.output_bytes.load(Ordering::Relaxed) + self.pass_bytes > OUTPUT_BYTES_MAX
+    }
+
+    /// Whether connections that wait for room may go on.
+    pub(super) fn has_room(&self) -> bool {
+        self.exec.shared.output_bytes.load(Ordering::Relaxed) < OUTPUT_BYTES_AGAIN
     }
 
     /// Has a prefix created, after which the request is read again.
@@ -273,10 +302,7 @@ impl Dispatcher {
         match groups.as_slice() {
             [(Target::Other(shard), _)] => self.forward(session, *shard, raw),
             [_, _, ..] => self.split(session, kind, keys, step, &groups, group_of),
-            _ => {
-                self.here(session, At { index: None, key: &[] }, kind, command);
-                Step::Done
-            }
+            _ => self.here(session, At { index: None, key: &[] }, kind, command),
         }
     }
 
@@ -338,9 +364,14 @@ impl Dispatcher {
         Step::Done
     }
 
-    /// Executes what another loop, or this one for a split command, handed over.
-    pub(super) fn handed_over(&mut self, requests: &Requests) {
-        for item in &requests.items {
+    /// Executes what another loop, or this one for a split command, handed over, until this pass has executed `most` bytes of
+    /// replies; whether all of it was executed.
+    pub(super) fn handed_over(&mut self, requests: &mut Requests, most: usize) -> bool {
+        while let Some(item) = requests.items.get(requests.done) {
+            if self.pass_bytes > most {
+                return false;
+            }
+            requests.done += 1;
             let home = item.to.shard;
             let mut out = std::mem::take(&mut self.replies[home].bytes);
             let from = out.len();
@@ -348,7 +379,12 @@ impl Dispatcher {
                 Wanted::Flush(uuid) => self.flush_prefix(uuid, &mut out),
                 Wanted::Command { from, to } => self.parse_and_execute(&requests.bytes[from..to], item.proto, &mut out),
             }
+            if out.len() - from > LARGE && self.is_full() && matches!(item.wanted, Wanted::Command { .. }) {
+                out.truncate(from);
+                Reply::new(&mut out, item.proto).error("TRYAGAIN the member holds too many bytes of replies");
+            }
             let to = out.len();
+            self.pass_bytes += to - from;
             let number = self.replies[home].items.len();
             match self.exec.settle(MarkAt::Item(home, number), from, to) {
                 // Only what is written in place is held.
@@ -360,6 +396,7 @@ impl Dispatcher {
             }
             self.replies[home].bytes = out;
         }
+        true
     }
 
     fn flush_prefix(&mut self, uuid: PrefixUuid, out: &mut Vec<u8>) {
@@ -399,8 +436,8 @@ impl Dispatcher {
     pub(super) fn run_own(&mut self) {
         let shard = self.exec.shard;
         while !self.requests[shard].items.is_empty() {
-            let own = std::mem::take(&mut self.requests[shard]);
-            self.handed_over(&own);
+            let mut own = std::mem::take(&mut self.requests[shard]);
+            self.handed_over(&mut own, usize::MAX);
         }
     }
 
@@ -423,6 +460,7 @@ impl Dispatcher {
         }
         for (shard, replies) in self.replies.iter_mut().enumerate() {
             if shard != self.exec.shard && !replies.items.is_empty() {
+                self.exec.shared.output_bytes.fetch_add(replies.bytes.len(), Ordering::Relaxed);
                 self.exec.shared.inboxes[shard].push(Message::Replies(std::mem::take(replies)));
             }
         }

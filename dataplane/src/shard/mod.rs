@@ -69,6 +69,8 @@ pub(crate) struct Shared {
     started_ms: u64,
     /// Bytes that connections hold of requests that have not arrived whole.
     input_bytes: AtomicUsize,
+    /// Bytes of replies that connections hold, or that are on their way between loops.
+    output_bytes: AtomicUsize,
     stopping: AtomicBool,
     /// Per loop: it owes nobody anything; only said while stopping.
     drained: Box<[AtomicBool]>,
@@ -150,6 +152,7 @@ impl Shards {
             port: address.port(),
             started_ms: now,
             input_bytes: AtomicUsize::new(0),
+            output_bytes: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             drained: (0..loops).map(|_| AtomicBool::new(false)).collect(),
             beats: (0..loops).map(|_| AtomicU64::new(now)).collect(),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use parovoz_dataplane_core::resp::Reply;
 
-use super::{DRAIN_MS, EventLoop, STUCK_MS};
+use super::{DRAIN_MS, EventLoop, STUCK_MS, WRITE_BYTES};
 use crate::clock;
 use crate::shard::Shared;
 use crate::shard::conn::{Conn, Pause};
@@ -132,9 +132,15 @@ impl EventLoop {
         for index in std::mem::take(&mut self.dirty) {
             let Some(Some(conn)) = self.conns.get_mut(index) else { continue };
             conn.session.dirty = false;
-            if !write(&self.shared, self.shard, conn) {
-                self.close(index);
-                continue;
+            let wrote = write(&self.shared, self.shard, conn);
+            recount(&self.shared, conn);
+            match wrote {
+                Wrote::All => {}
+                Wrote::Part => Self::mark_dirty(&mut self.dirty, conn, index),
+                Wrote::Closed => {
+                    self.close(index);
+                    continue;
+                }
             }
             let session = &mut conn.session;
             let answered = session.output.holes() == 0;
@@ -165,7 +171,7 @@ impl EventLoop {
             Ok(()) => self.shared.inboxes[shard].push(Message::Adopt(conn)),
             Err(e) => {
                 tracing::warn!(error = %e, "deregister connection");
-                self.forget(&conn);
+                self.forget(&mut conn);
             }
         }
     }
@@ -176,10 +182,12 @@ impl EventLoop {
         // Both are gone with the socket in any case.
         let _ = self.poll.registry().deregister(&mut conn.stream);
         let _ = conn.stream.shutdown(Shutdown::Write);
-        self.forget(&conn);
+        self.forget(&mut conn);
     }
 
-    pub(super) fn forget(&self, conn: &Conn) {
+    pub(super) fn forget(&self, conn: &mut Conn) {
+        let (_, counted) = conn.session.output.recount();
+        self.shared.output_bytes.fetch_sub(counted, Ordering::Relaxed);
         self.shared.input_bytes.fetch_sub(conn.input.capacity(), Ordering::Relaxed);
         self.shared.clients.leave(conn.session.client.id);
     }
@@ -213,23 +221,50 @@ impl EventLoop {
         let busy = self.dispatch.exec.is_syncing()
             || self.parked > 0
             || self.conns.iter().any(|(_, c)| owes(c))
-            || self.shared.inboxes[self.shard].is_rung();
+            || self.shared.inboxes[self.shard].is_rung()
+            || !self.inbox.is_empty();
         self.shared.drained[self.shard].store(!busy, Ordering::Release);
         self.shared.drained.iter().all(|d| d.load(Ordering::Acquire)) || now.saturating_sub(since) >= DRAIN_MS
     }
 }
 
-/// Writes as much as the client takes; false = the connection is over.
-fn write(shared: &Shared, shard: usize, conn: &mut Conn) -> bool {
+/// How far a write came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrote {
+    /// As far as the client takes it.
+    All,
+    /// As far as one pass gives to one client; there is more.
+    Part,
+    /// The connection is over.
+    Closed,
+}
+
+/// Counts what the connection holds among what all hold.
+fn recount(shared: &Shared, conn: &mut Conn) {
+    let (now, before) = conn.session.output.recount();
+    if now > before {
+        shared.output_bytes.fetch_add(now - before, Ordering::Relaxed);
+    } else if now < before {
+        shared.output_bytes.fetch_sub(before - now, Ordering::Relaxed);
+    }
+}
+
+/// Writes what the client takes, but not so much that others wait for it.
+fn write(shared: &Shared, shard: usize, conn: &mut Conn) -> Wrote {
+    let mut left = WRITE_BYTES;
     loop {
         let unsent = conn.session.output.unsent();
         if unsent.is_empty() {
             conn.stuck_since = 0;
-            return true;
+            return Wrote::All;
         }
-        match conn.stream.write(unsent) {
-            Ok(0) => return false,
+        if left == 0 {
+            return Wrote::Part;
+        }
+        match conn.stream.write(&unsent[..unsent.len().min(left)]) {
+            Ok(0) => return Wrote::Closed,
             Ok(sent) => {
+                left -= sent;
                 conn.session.output.advance(sent);
                 conn.stuck_since = 0;
                 add(&shared.stats[shard].bytes_out, sent as u64);
@@ -238,10 +273,10 @@ fn write(shared: &Shared, shard: usize, conn: &mut Conn) -> bool {
                 if conn.stuck_since == 0 {
                     conn.stuck_since = clock::boot_ms();
                 }
-                return true;
+                return Wrote::All;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return false,
+            Err(_) => return Wrote::Closed,
         }
     }
 }

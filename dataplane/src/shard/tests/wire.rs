@@ -165,3 +165,74 @@ fn a_fatal_error_ends_the_process_and_answers_nobody() {
     wait_until("the process is told to end", || rig.fatal.get().is_some());
     raw.expect_end();
 }
+
+const BIG: usize = 16 << 20;
+
+/// A store with a value of 16 MiB in a prefix of each loop.
+fn with_big_values() -> Rig {
+    let rig = Rig::new().prefixes(&["a", "b"]);
+    let mut c = rig.redis();
+    for key in ["a:big", "b:big"] {
+        let () = c.set(key, vec![b'x'; BIG]).unwrap();
+    }
+    let () = c.set("a:small", "1").unwrap();
+    rig
+}
+
+/// Takes one reply to a GET of a big value; whether it was the value.
+fn take_big(raw: &mut Raw) -> bool {
+    if raw.take(1) == "-" {
+        raw.expect_line("TRYAGAIN the member holds too many bytes of replies");
+        return false;
+    }
+    raw.expect_line(&BIG.to_string());
+    let mut rest = vec![0; BIG + 2];
+    raw.0.read_exact(&mut rest).unwrap();
+    assert!(rest.ends_with(b"x\r\n"));
+    true
+}
+
+#[test]
+fn a_small_read_is_answered_soon_while_others_read_big_values() {
+    let rig = with_big_values();
+    let mut small = rig.raw();
+    let readers: Vec<_> = (0..10)
+        .map(|i| {
+            let mut raw = rig.raw();
+            std::thread::spawn(move || {
+                let request = if i % 2 == 0 { "GET a:big\r\n" } else { "GET b:big\r\n" };
+                raw.send(request.repeat(8));
+                (0..8).for_each(|_| drop(take_big(&mut raw)));
+            })
+        })
+        .collect();
+    let (mut slowest, mut asked) = (Duration::ZERO, 0);
+    while readers.iter().any(|r| !r.is_finished()) {
+        let begun = Instant::now();
+        small.send("GET a:small\r\n");
+        small.expect("$1\r\n1\r\n");
+        slowest = slowest.max(begun.elapsed());
+        asked += 1;
+    }
+    readers.into_iter().for_each(|r| r.join().unwrap());
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}, of {asked}");
+}
+
+#[test]
+fn replies_of_all_connections_together_are_bounded() {
+    let rig = with_big_values();
+    let held = || rig.shards.shared.output_bytes.load(Ordering::Relaxed);
+    let mut idle: Vec<Raw> = (0..48).map(|_| rig.raw()).collect();
+    idle.iter_mut().for_each(|raw| raw.send("GET a:big\r\n"));
+    wait_until("replies wait", || held() > super::dispatch::OUTPUT_BYTES_MAX / 2);
+    let mut small = rig.raw();
+    for _ in 0..200 {
+        small.send("GET a:small\r\n");
+        small.expect("$1\r\n1\r\n");
+        // What is on its way between loops is added before it is taken away.
+        assert!(held() < super::dispatch::OUTPUT_BYTES_MAX + 6 * BIG, "{}", held());
+    }
+    let got = idle.iter_mut().filter_map(|raw| take_big(raw).then_some(())).count();
+    assert!(got >= 24, "{got}");
+    wait_until("nothing is held any more", || held() == 0);
+}
