@@ -128,11 +128,6 @@ impl Node {
         self.wait_end()
     }
 
-    /// Whether the process has ended by itself.
-    pub fn has_ended(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some())
-    }
-
     /// Waits until the process ends by itself.
     pub fn wait_end(&mut self) -> std::process::ExitStatus {
         let mut child = self.child.take().expect("runs");

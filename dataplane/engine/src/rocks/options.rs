@@ -136,7 +136,9 @@ fn database_options(settings: &RocksSettings, env: &Env, memtables: &WriteBuffer
     // Into our log: a file of its own costs each database a descriptor, 110 KiB and a rename at each open.
     options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, |level, text| match level {
         LogLevel::Error | LogLevel::Fatal => tracing::error!(target: "rocksdb", "{}", text.trim_end()),
-        _ => tracing::warn!(target: "rocksdb", "{}", text.trim_end()),
+        LogLevel::Warn => tracing::warn!(target: "rocksdb", "{}", text.trim_end()),
+        // Headers come whatever the level is: the options, hundreds of lines for each open.
+        LogLevel::Debug | LogLevel::Info | LogLevel::Header => {}
     }));
     options.set_log_level(LogLevel::Warn);
     // One shard rather than 64: few table files, and a thousand databases.
