@@ -8,6 +8,7 @@ use parovoz_proto::v1;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::Status;
 
+use crate::config::Durability;
 use crate::store::Store;
 use crate::store::prefix::Prefix;
 use crate::store::signal::{SessionSignal, Subscription};
@@ -107,7 +108,8 @@ impl Drop for Interest {
     }
 }
 
-/// Waits until everything up to `sequence` may be shown: on a primary under W > 0, until replicas have it.
+/// Waits until everything up to `sequence` may be shown: on a primary under W > 0, until replicas have it; under `durability:
+/// Sync`, until it is durable.
 ///
 /// # Errors
 /// UNAVAILABLE at the deadline.
@@ -119,12 +121,13 @@ pub(super) async fn wait_released(
 ) -> Result<(), Status> {
     loop {
         let role = store.role();
-        if !role.is_primary || role.required_acks() == 0 || prefix.released() >= sequence {
+        let waits = role.required_acks() > 0 || store.settings.load().durability == Durability::Sync;
+        if !role.is_primary || !waits || prefix.released() >= sequence {
             return Ok(());
         }
         let next = Instant::now() + LOOK;
         if next >= deadline {
-            return Err(Status::unavailable("read: not enough replicas confirmed what it would show"));
+            return Err(Status::unavailable("read: what it would show was not confirmed in time"));
         }
         sleep_until(next).await;
     }
