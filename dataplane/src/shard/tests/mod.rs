@@ -24,6 +24,7 @@ use uuid::Uuid;
 use self::faulty::Faulty;
 use super::*;
 use crate::config::{Durability, Settings};
+use crate::scratch::Scratch;
 use crate::store::prefix::Copy;
 use crate::store::{CreateError, CreateReply, Creator, Endpoint, RoleView};
 
@@ -43,7 +44,7 @@ struct Rig {
     reign: Reign,
     maker: Arc<Maker>,
     fatal: Arc<OnceLock<String>>,
-    _dir: tempfile::TempDir,
+    _dir: Scratch,
 }
 
 /// Creates prefixes, on a thread of its own as the catalogue does.
@@ -118,7 +119,7 @@ impl Rig {
     }
 
     fn with(plan: Plan) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Scratch::new();
         let engine: Arc<dyn Engine> = if plan.rocks {
             Arc::new(RocksEngine::new(&RocksSettings::default()).unwrap())
         } else {
