@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use parovoz_dataplane_core::budget::MIN_WINDOW;
 use serde::{Deserialize, Serialize};
 
 /// The value of `--lease` that says that there is none.
@@ -127,10 +128,14 @@ pub struct Settings {
     pub wal_retention_seconds: u64,
     /// Bytes of WAL at most; a quarter of the volume if absent.
     pub wal_retention_max_bytes: Option<u64>,
+    /// Bytes a follower asks for ahead at least, per stream.
+    pub min_batch_bytes: u64,
     /// Bytes a follower asks for ahead at most, per stream.
     pub max_batch_bytes: u64,
     /// Bytes a second per follower; 0 = unlimited.
     pub max_bytes_per_second: u64,
+    /// Bytes a second to all followers of a member together; 0 = unlimited.
+    pub max_total_bytes_per_second: u64,
     /// Bytes a second of a bootstrap; 0 = unlimited.
     pub bootstrap_max_bytes_per_second: u64,
     /// How long an unrenewed hold lives, in seconds.
@@ -141,6 +146,10 @@ pub struct Settings {
     pub max_prefixes: usize,
     /// Lag in sequences from which it is warned.
     pub lag_warning_sequences: u64,
+    /// How long data is kept that was dropped, replaced by a diverged member's new copy, or exported, in seconds.
+    pub detached_retention_seconds: u64,
+    /// Bytes of such data at most; a tenth of the volume if absent. The oldest goes first.
+    pub detached_max_bytes: Option<u64>,
     /// Restart budget.
     pub recovery: Recovery,
 }
@@ -151,13 +160,17 @@ impl Default for Settings {
             durability: Durability::Sync,
             wal_retention_seconds: 7200,
             wal_retention_max_bytes: None,
+            min_batch_bytes: 64 << 10,
             max_batch_bytes: 8 << 20,
             max_bytes_per_second: 0,
+            max_total_bytes_per_second: 0,
             bootstrap_max_bytes_per_second: 0,
             hold_timeout_seconds: 600,
             prefix_create: PrefixCreate::OnWrite,
             max_prefixes: 1000,
             lag_warning_sequences: 10_000,
+            detached_retention_seconds: 7 * 24 * 3600,
+            detached_max_bytes: None,
             recovery: Recovery::default(),
         }
     }
@@ -211,8 +224,11 @@ impl Settings {
         if r.window_seconds <= u64::from(r.max_attempts) * r.backoff_seconds {
             return Err(ConfigError::Invalid("recovery.windowSeconds must exceed maxAttempts x backoffSeconds"));
         }
-        if self.max_prefixes == 0 || self.max_batch_bytes < 64 << 10 {
-            return Err(ConfigError::Invalid("maxPrefixes must be at least 1 and maxBatchBytes at least 65536"));
+        if self.max_prefixes == 0 || self.min_batch_bytes < MIN_WINDOW {
+            return Err(ConfigError::Invalid("maxPrefixes must be at least 1 and minBatchBytes at least 65536"));
+        }
+        if self.max_batch_bytes < self.min_batch_bytes {
+            return Err(ConfigError::Invalid("maxBatchBytes must be at least minBatchBytes"));
         }
         if self.hold_timeout_seconds == 0 {
             return Err(ConfigError::Invalid("holdTimeoutSeconds must be at least 1: a bootstrap needs its hold"));

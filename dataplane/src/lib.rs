@@ -14,5 +14,7 @@ pub mod memory;
 pub mod process;
 pub mod replication;
 pub mod run;
+#[cfg(test)]
+mod scratch;
 pub mod shard;
 pub mod store;

@@ -3,11 +3,13 @@
 mod parked;
 mod view;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use parovoz_dataplane_core::lease::LeaseKeeper;
+use parovoz_dataplane_core::types::PrefixUuid;
 use parovoz_proto::v1;
 use parovoz_proto::v1::admin_server::AdminServer;
 use parovoz_proto::v1::store_server::StoreServer;
@@ -19,7 +21,7 @@ use tonic::transport::Server;
 
 use crate::admin::AdminService;
 use crate::config::{NO_LEASE, RunArgs, Settings};
-use crate::disk::watermarks::Watermarks;
+use crate::disk::watermarks::{NOTED_EVERY, Watermarks};
 use crate::grpc::StoreService;
 use crate::logging::LogControl;
 use crate::member::Member;
@@ -41,8 +43,8 @@ use crate::store::{Endpoint, Store, retention};
 const HAND_OVER: Duration = Duration::from_secs(3);
 /// Between two looks at the settings file, and between two passes of the pruner.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
-/// How often it is noted how far each prefix is durable.
-const WATERMARKS: Duration = Duration::from_secs(1);
+/// Passes of housekeeping between two looks at `detached/`.
+const DETACHED_PASSES: u64 = 12;
 /// Batches older than this leave the ring: followers that are so far behind read the WAL.
 const RING_AGE_MS: u64 = 60_000;
 
@@ -121,7 +123,10 @@ impl Parts {
         let catalogue = Catalogue::start(store.clone(), engine.clone(), volume.layout.clone(), loops, fatal.clone())
             .map_err(|cause| RunError::Thread { name: "catalogue", cause })?;
         let begin = Instant::now();
-        catalogue.open_all()?;
+        let known = catalogue.open_all()?;
+        if known {
+            volume.layout.forget_stagings(|prefix| store.prefix_by_uuid(prefix).is_some())?;
+        }
         let prefixes = store.prefixes().by_uuid.len();
         tracing::info!(prefixes, ms = begin.elapsed().as_millis(), data_uuid = %record.data_uuid, "volume opened");
         store.set_creator(catalogue.clone());
@@ -197,7 +202,7 @@ impl Parts {
             self.shards.stop(STOP_DEADLINE);
             hand_over(&self.ctx);
             self.member.stop();
-            note_watermarks(&self.store, &self.watermarks);
+            note_watermarks(&self.store, &self.watermarks, &mut HashMap::new());
             self
         });
         let parts = parts.await.map_err(|e| RunError::Loops(e.to_string()))?;
@@ -252,10 +257,9 @@ impl Parts {
             self.layout.clone(),
             self.member.clone(),
         ));
-        let noting = tokio::spawn(keep_watermarks(self.store.clone(), self.watermarks.clone()));
+        keep_watermarks(self.store.clone(), self.watermarks.clone())?;
         wait_for_signal().await;
         housekeeping.abort();
-        noting.abort();
         Ok(())
     }
 }
@@ -264,34 +268,51 @@ impl Parts {
 /// counts.
 fn raise_floors(store: &Store, state: &MemberState, watermarks: &Watermarks) -> Result<(), RunError> {
     for (uuid, noted) in watermarks.marks() {
-        let Some(prefix) = store.prefix_by_uuid(*uuid) else { continue };
+        let Some(prefix) = store.prefix_by_uuid(uuid) else { continue };
         let recovered = prefix.position_at(prefix.applied());
-        if recovered < *noted {
+        if recovered < noted {
             tracing::error!(prefix = %prefix.name, %recovered, %noted,
                 "the database came back without records that were durable: its log is damaged");
-            state.raise_floor(*uuid, *noted)?;
+            state.raise_floor(uuid, noted)?;
         }
     }
     Ok(())
 }
 
-async fn keep_watermarks(store: Arc<Store>, watermarks: Arc<Mutex<Watermarks>>) {
-    let mut every = tokio::time::interval(WATERMARKS);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        every.tick().await;
-        let (store, watermarks) = (store.clone(), watermarks.clone());
-        if tokio::task::spawn_blocking(move || note_watermarks(&store, &watermarks)).await.is_err() {
-            return;
+/// Notes how far each prefix is durable, on a thread of its own: the disk may let it wait. It ends with the store.
+fn keep_watermarks(store: Arc<Store>, watermarks: Arc<Mutex<Watermarks>>) -> Result<(), RunError> {
+    let weak = Arc::downgrade(&store);
+    let noting = std::thread::Builder::new().name("watermarks".into()).spawn(move || {
+        let mut seen = HashMap::new();
+        while let Some(store) = weak.upgrade() {
+            note_watermarks(&store, &watermarks, &mut seen);
+            drop(store);
+            std::thread::sleep(NOTED_EVERY);
         }
-    }
+    });
+    noting.map(drop).map_err(|cause| RunError::Thread { name: "watermarks", cause })
 }
 
-fn note_watermarks(store: &Store, watermarks: &Mutex<Watermarks>) {
+/// `seen` is what was durable at the last call: what did not move costs nothing.
+fn note_watermarks(store: &Store, watermarks: &Mutex<Watermarks>, seen: &mut HashMap<PrefixUuid, u64>) {
     let prefixes = store.prefixes();
-    let with_copy = prefixes.by_uuid.values().filter(|p| p.copy().is_some());
-    let marks = with_copy.map(|p| (p.uuid, p.position_at(p.durable()))).collect();
-    if let Err(error) = watermarks.lock().write(marks) {
+    let mut watermarks = watermarks.lock();
+    let mut noted = Ok(());
+    for prefix in prefixes.by_uuid.values() {
+        let durable = prefix.durable();
+        if prefix.copy().is_none() || seen.get(&prefix.uuid) == Some(&durable.0) {
+            continue;
+        }
+        match watermarks.note(prefix.uuid, prefix.position_at(durable)) {
+            Ok(()) => drop(seen.insert(prefix.uuid, durable.0)),
+            Err(error) => noted = Err(error),
+        }
+    }
+    if watermarks.len() > prefixes.by_uuid.len() && !store.is_loading() {
+        seen.retain(|prefix, _| prefixes.by_uuid.contains_key(prefix));
+        noted = noted.and(watermarks.retain(|prefix| prefixes.by_uuid.contains_key(&prefix)));
+    }
+    if let Err(error) = noted {
         tracing::warn!(%error, "watermarks not noted");
     }
 }
@@ -353,20 +374,25 @@ async fn housekeeping(
 ) {
     let mut every = tokio::time::interval(HOUSEKEEPING);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    let pruner = Arc::new(Mutex::new(retention::Pruner::default()));
+    for pass in 0_u64.. {
         every.tick().await;
-        let (config, store, ctx, layout, member) =
-            (config.clone(), store.clone(), ctx.clone(), layout.clone(), member.clone());
-        let pass = tokio::task::spawn_blocking(move || {
+        let (config, store, ctx, layout, member, pruner) =
+            (config.clone(), store.clone(), ctx.clone(), layout.clone(), member.clone(), pruner.clone());
+        let work = tokio::task::spawn_blocking(move || {
             reread_settings(config.as_deref(), &store);
             member.forget_reached_floors();
-            prune(&store, &ctx, &layout);
+            prune(&mut pruner.lock(), &store, &ctx, &layout);
+            layout.keep_reserve();
+            if pass % DETACHED_PASSES == 0 {
+                prune_detached(&store, &layout);
+            }
             let before = crate::clock::wall_ms().saturating_sub(RING_AGE_MS);
             for prefix in store.prefixes().by_uuid.values() {
                 prefix.ring().trim(before);
             }
         });
-        if pass.await.is_err() {
+        if work.await.is_err() {
             return;
         }
     }
@@ -385,12 +411,23 @@ fn reread_settings(config: Option<&std::path::Path>, store: &Store) {
     }
 }
 
-fn prune(store: &Store, ctx: &ReplicationCtx, layout: &crate::disk::layout::Layout) {
+fn prune_detached(store: &Store, layout: &crate::disk::layout::Layout) {
+    let settings = store.settings.load();
+    let pruned = layout.space().and_then(|(_, total)| {
+        let max_bytes = settings.detached_max_bytes.unwrap_or(total / 10);
+        layout.prune_detached(crate::clock::wall_ms(), settings.detached_retention_seconds * 1000, max_bytes)
+    });
+    if let Err(error) = pruned {
+        tracing::error!(%error, "detached data not pruned");
+    }
+}
+
+fn prune(pruner: &mut retention::Pruner, store: &Store, ctx: &ReplicationCtx, layout: &crate::disk::layout::Layout) {
     let total = match layout.space() {
         Ok((_, total)) => total,
         Err(error) => return tracing::error!(%error, "WAL not pruned"),
     };
-    match retention::prune(store, total, &|prefix| ctx.oldest_needed(prefix)) {
+    match pruner.pass(store, total, &|prefix| ctx.oldest_needed(prefix)) {
         Ok(pruned) if pruned.files > 0 => {
             tracing::info!(files = pruned.files, bytes = pruned.bytes, cut_off = pruned.cut_off, "WAL pruned");
         }

@@ -134,6 +134,28 @@ pub enum RunError {
     },
 }
 
+impl RunError {
+    /// Whether the volume had no room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Slots(error) => error.is_full(),
+            Self::Layout(error) => error.is_full(),
+            Self::Catalogue(error) => error.is_full(),
+            Self::Engine(error) => matches!(error, EngineError::NoSpace { .. }),
+            Self::Lock { cause, .. } => crate::disk::reserve::is_full(cause),
+            Self::Config(_)
+            | Self::Loops(_)
+            | Self::Thread { .. }
+            | Self::Listen { .. }
+            | Self::OtherStore { .. }
+            | Self::SlotsMissing
+            | Self::OverBudget { .. }
+            | Self::Descriptors { .. } => false,
+        }
+    }
+}
+
 /// Descriptors below which the process does not start: 1,000 prefixes were seen to use 7,000.
 const MIN_DESCRIPTORS: u64 = 1024;
 /// How long a stop waits for requests under way.

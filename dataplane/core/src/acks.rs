@@ -61,6 +61,7 @@ struct Sample {
 struct Member {
     session: SessionId,
     connected: bool,
+    bytes_per_second: u64,
     acks: HashMap<PrefixUuid, AckPositions>,
 }
 
@@ -79,6 +80,8 @@ pub struct FollowerProgress {
     pub lag_ms: u64,
     /// Seconds until it falls out of the WAL window; `None` = nothing threatens.
     pub window_left_seconds: Option<u64>,
+    /// Bytes of batches a second that it applied lately, as it says itself; 0 while its session is down.
+    pub bytes_per_second: u64,
 }
 
 /// How long and how much WAL is kept.
@@ -103,7 +106,7 @@ impl AckTable {
     pub fn begin_session(&mut self, member: DataUuid) -> SessionId {
         self.last_session += 1;
         let session = SessionId(self.last_session);
-        self.members.insert(member, Member { session, connected: true, acks: HashMap::new() });
+        self.members.insert(member, Member { session, connected: true, bytes_per_second: 0, acks: HashMap::new() });
         session
     }
 
@@ -113,6 +116,16 @@ impl AckTable {
             && m.session == session
         {
             m.connected = false;
+            m.bytes_per_second = 0;
+        }
+    }
+
+    /// A member says how many bytes of batches a second it applied lately.
+    pub fn note_rate(&mut self, session: SessionId, member: DataUuid, bytes_per_second: u64) {
+        if let Some(m) = self.members.get_mut(&member)
+            && m.session == session
+        {
+            m.bytes_per_second = bytes_per_second;
         }
     }
 
@@ -232,6 +245,7 @@ impl AckTable {
             lag_bytes: 0,
             lag_ms: 0,
             window_left_seconds: None,
+            bytes_per_second: member.bytes_per_second,
         };
         for (prefix, samples) in &self.samples {
             let Some(latest) = samples.back() else { continue };
@@ -369,6 +383,20 @@ mod tests {
         let report = &t.follower_reports(9_000, KEEP)[0];
         assert_eq!((report.lag_sequences, report.lag_bytes, report.lag_ms), (0, 0, 0));
         assert_eq!(report.window_left_seconds, None);
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_present_session() {
+        let mut t = AckTable::default();
+        let old = t.begin_session(who(2));
+        t.note_rate(old, who(2), 1000);
+        assert_eq!(t.follower_reports(0, KEEP)[0].bytes_per_second, 1000);
+        let new = t.begin_session(who(2));
+        t.note_rate(old, who(2), 2000);
+        assert_eq!(t.follower_reports(0, KEEP)[0].bytes_per_second, 0);
+        t.note_rate(new, who(2), 3000);
+        t.end_session(who(2), new);
+        assert_eq!(t.follower_reports(0, KEEP)[0].bytes_per_second, 0);
     }
 
     #[test]

@@ -22,13 +22,15 @@ use crate::batch;
 use crate::budget::{Backoff, CreditOverrun, CreditWindow, FRAME_COST};
 use crate::types::{Epoch, Position, PrefixUuid, ReignRef, Sequence};
 
+mod bundle;
 mod hello;
 mod messages;
 #[cfg(test)]
 mod tests;
 
+pub use bundle::bundle_crc;
 pub use hello::{HelloError, Own, PeerHello, check_follower, check_upstream};
-pub use messages::{BootstrapCause, Effect, Event, FrameIn, Miss, ReceivedBatch, RefusalReason};
+pub use messages::{BootstrapCause, BundleIn, Effect, Event, FrameIn, Miss, ReceivedBatch, RefusalReason};
 
 /// Misses in a row (frame out of order, checksum, cut part) after which resuming again does not help.
 const MAX_MISSES: u32 = 3;
@@ -108,14 +110,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session under `reign`, after the hellos were checked. `window` bytes may be under way; a batch has at most
-    /// `largest_batch`.
+    /// A session under `reign`, after the hellos were checked. The credit given ahead stays between `min_window` and
+    /// `max_window` bytes; a batch has at most `largest_batch`.
     #[must_use]
-    pub fn new(reign: ReignRef, window: u64, largest_batch: u64) -> Self {
+    pub fn new(reign: ReignRef, min_window: u64, max_window: u64, largest_batch: u64) -> Self {
         Self {
             reign,
             largest_batch,
-            credit: CreditWindow::new(window),
+            credit: CreditWindow::new(min_window, max_window),
             prefixes: BTreeMap::new(),
             partial: None,
             next_attempt: 1,
@@ -131,6 +133,12 @@ impl Session {
     /// All prefixes of the session.
     pub fn prefixes(&self) -> impl Iterator<Item = (PrefixUuid, StreamState)> + '_ {
         self.prefixes.iter().map(|(uuid, p)| (*uuid, p.state))
+    }
+
+    /// Bytes that may be under way or wait to be applied at present.
+    #[must_use]
+    pub fn window(&self) -> u64 {
+        self.credit.window()
     }
 
     /// Bytes received and not yet applied.
@@ -153,19 +161,21 @@ impl Session {
             }
             Event::BootstrapStarted(prefix) => self.bootstrap_started(prefix, effects),
             Event::Frame(frame) => self.frame(now_ms, frame, effects)?,
+            Event::Bundle(bundle) => self.bundle(now_ms, bundle, effects)?,
             Event::Refusal { prefix, attempt, reason } => self.refused(now_ms, prefix, attempt, reason, effects),
             Event::Beat { reign, latest } => {
                 self.check_reign(reign)?;
                 self.beat(&latest, effects);
             }
-            Event::Applied { prefix, cost, queued_ms, ran_dry } => {
-                self.credit.give_back(cost, queued_ms, ran_dry);
+            Event::RoundTrip { ms } => self.credit.round_trip(ms),
+            Event::Applied { prefix, cost, busy_us, pass_us } => {
+                self.credit.applied(cost, busy_us, pass_us);
                 if let Some(stream) = self.prefixes.get_mut(&prefix) {
                     stream.apply_failures = 0;
                 }
             }
             Event::ApplyFailed { prefix, attempt, at, cost } => {
-                self.credit.give_back(cost, 0, false);
+                self.credit.give_back(cost);
                 self.apply_failed(now_ms, prefix, attempt, at, effects);
             }
             Event::Tick => self.tick(now_ms, effects),
@@ -233,7 +243,7 @@ impl Session {
             return Err(SessionError::BatchTooBig { bytes: frame.total, limit: self.largest_batch });
         }
         if !self.is_current(frame.prefix, frame.attempt) {
-            self.credit.give_back(cost, 0, false);
+            self.credit.give_back(cost);
             return Ok(());
         }
         let (prefix, attempt) = (frame.prefix, frame.attempt);
@@ -262,18 +272,18 @@ impl Session {
                 && p.bytes.len() as u64 == frame.offset
         });
         if !continues && let Some(cut) = self.partial.take() {
-            self.credit.give_back(cut.cost, 0, false);
+            self.credit.give_back(cut.cost);
             if cut.head.prefix != frame.prefix {
                 self.missed(now_ms, cut.head.prefix, cut.head.attempt, Miss::Malformed, effects);
             } else if frame.offset > 0 || frame.first != cut.head.first {
-                self.credit.give_back(cost, 0, false);
+                self.credit.give_back(cost);
                 return Err(Miss::Malformed);
             }
         }
         if end > frame.total || frame.payload.is_empty() || (!continues && frame.offset != 0) {
-            self.credit.give_back(cost, 0, false);
+            self.credit.give_back(cost);
             if let Some(cut) = self.partial.take() {
-                self.credit.give_back(cut.cost, 0, false);
+                self.credit.give_back(cut.cost);
             }
             return Err(if frame.offset != 0 { Miss::Gap } else { Miss::Malformed });
         }
@@ -294,16 +304,9 @@ impl Session {
     fn batch(&mut self, now_ms: u64, head: &FrameIn, bytes: Bytes, cost: u64, effects: &mut Vec<Effect>) {
         let Some(stream) = self.prefixes.get_mut(&head.prefix) else { return };
         if let Err(miss) = check_batch(head, &bytes, stream.last, self.reign.epoch) {
-            self.credit.give_back(cost, 0, false);
+            self.credit.give_back(cost);
             self.missed(now_ms, head.prefix, head.attempt, miss, effects);
             return;
-        }
-        stream.last = Position { epoch: head.epoch, sequence: head.first.last_of(head.count) };
-        stream.misses = 0;
-        stream.backoff.reset();
-        if stream.state != StreamState::Streaming {
-            stream.state = StreamState::Streaming;
-            effects.push(Effect::Streams(head.prefix));
         }
         let batch = ReceivedBatch {
             attempt: head.attempt,
@@ -314,7 +317,7 @@ impl Session {
             committed_at_ms: head.committed_at_ms,
             cost,
         };
-        effects.push(Effect::Apply { prefix: head.prefix, batch });
+        stream.accept(head.prefix, batch, effects);
     }
 
     fn missed(&mut self, now_ms: u64, prefix: PrefixUuid, attempt: u64, miss: Miss, effects: &mut Vec<Effect>) {
@@ -351,7 +354,7 @@ impl Session {
         if self.partial.as_ref().is_some_and(|p| p.head.prefix == prefix)
             && let Some(cut) = self.partial.take()
         {
-            self.credit.give_back(cut.cost, 0, false);
+            self.credit.give_back(cut.cost);
         }
         let Some(stream) = self.prefixes.get_mut(&prefix) else { return };
         let cause = match reason {
@@ -406,6 +409,18 @@ impl Session {
 }
 
 impl PrefixStream {
+    /// A checked batch that follows the last one is to be applied.
+    fn accept(&mut self, prefix: PrefixUuid, batch: ReceivedBatch, effects: &mut Vec<Effect>) {
+        self.last = Position { epoch: batch.epoch, sequence: batch.first.last_of(batch.count) };
+        self.misses = 0;
+        self.backoff.reset();
+        if self.state != StreamState::Streaming {
+            self.state = StreamState::Streaming;
+            effects.push(Effect::Streams(prefix));
+        }
+        effects.push(Effect::Apply { prefix, batch });
+    }
+
     /// Waits for the next attempt; prefixes spread by their identity, so that not all ask at once.
     fn wait(&mut self, now_ms: u64, prefix: PrefixUuid) {
         let jitter = f64::from(prefix.0.as_bytes()[0]) / 255.0;
@@ -418,15 +433,27 @@ fn check_batch(head: &FrameIn, bytes: &Bytes, last: Position, reign: Epoch) -> R
     if crc32c::crc32c(bytes) != head.crc32c {
         return Err(Miss::Crc);
     }
+    check_records(head.epoch, head.first, head.count, bytes, last, reign)
+}
+
+/// The same without the checksum.
+fn check_records(
+    epoch: Epoch,
+    first: Sequence,
+    count: u32,
+    bytes: &[u8],
+    last: Position,
+    reign: Epoch,
+) -> Result<(), Miss> {
     let header = batch::header(bytes).map_err(|_| Miss::Malformed)?;
-    let ends = head.first.0.checked_add(u64::from(head.count)).is_some();
-    if head.count == 0 || header.count != head.count || !ends || head.epoch < last.epoch {
+    let ends = first.0.checked_add(u64::from(count)).is_some();
+    if count == 0 || header.count != count || !ends || epoch < last.epoch {
         return Err(Miss::Malformed);
     }
-    if head.epoch > reign {
+    if epoch > reign {
         return Err(Miss::NewerEpoch);
     }
-    if last.sequence.0.checked_add(1) != Some(head.first.0) {
+    if last.sequence.0.checked_add(1) != Some(first.0) {
         return Err(Miss::Gap);
     }
     Ok(())

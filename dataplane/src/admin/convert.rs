@@ -2,7 +2,7 @@
 
 use parovoz_dataplane_core::member::{PromoteOrder, SealEvidence, SealOrder};
 use parovoz_dataplane_core::role::Event;
-use parovoz_dataplane_core::types::{BadUuid, DataUuid, Epoch, Mode, PrefixUuid, Reign, ReignRef, StoreUid};
+use parovoz_dataplane_core::types::{BadUuid, DataUuid, PrefixUuid, Reign, ReignRef, StoreUid};
 use parovoz_dataplane_core::vote::Vote;
 use parovoz_proto::v1;
 use tonic::Status;
@@ -35,22 +35,7 @@ pub enum ConvertError {
 /// See [`ConvertError`].
 pub fn order(member: &str, reign: Option<&v1::Reign>) -> Result<(DataUuid, Reign), ConvertError> {
     let reign = reign.ok_or(ConvertError::Missing("reign"))?;
-    let mode = match reign.mode() {
-        v1::Mode::Async => Mode::Async,
-        v1::Mode::Quorum => Mode::Quorum,
-        v1::Mode::Unspecified => return Err(ConvertError::Missing("reign.mode")),
-    };
-    let members = reign.members.iter().map(|m| m.parse()).collect::<Result<_, _>>()?;
-    let reign = Reign {
-        epoch: Epoch(reign.epoch),
-        reign_id: reign.reign_id.parse()?,
-        primary: reign.primary.parse()?,
-        members,
-        mode,
-        min_sync_replicas: reign.min_sync_replicas,
-        lease_duration_ms: reign.lease_duration_ms,
-    };
-    Ok((member.parse()?, reign))
+    Ok((member.parse()?, wire::reign_from(reign)?))
 }
 
 /// An order to lead.

@@ -156,8 +156,10 @@ impl Admin for AdminService {
         let (member, reign) = convert::order(&order.data_uuid, order.reign.as_ref()).map_err(bad)?;
         let upstream = convert::endpoint(order.upstream.as_ref()).map_err(bad)?;
         let primary = convert::endpoint(order.primary.as_ref()).map_err(bad)?;
+        let source = order.bootstrap_source.as_ref();
+        let source = source.map(|s| convert::endpoint(Some(s))).transpose().map_err(bad)?;
         let store = StoreUid(order.store_uid);
-        self.order(move |owner| owner.take(Event::Follow { store, member, reign, upstream, primary })).await
+        self.order(move |owner| owner.follow(Event::Follow { store, member, reign, upstream, primary }, source)).await
     }
 
     async fn reseed(&self, request: Request<v1::ReseedRequest>) -> Result<Response<v1::MemberReport>, Status> {

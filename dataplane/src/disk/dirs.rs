@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use parovoz_dataplane_core::types::{PrefixName, PrefixUuid};
 
-use super::layout::{Layout, LayoutError, sync_dir, write_file};
+use super::detached::ExportedTail;
+use super::layout::{Layout, LayoutError, sync_dir};
 use crate::clock;
 use crate::replication::dirs::PrefixDirs;
 
@@ -48,8 +49,16 @@ impl PrefixDirs for Layout {
 
     fn detach(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64, why: &str) -> io::Result<PathBuf> {
         let kept = self.detach_generation(name, uuid, generation, clock::wall_ms()).map_err(plain)?;
-        write_file(&kept.join("why.txt"), format!("{why}\n").as_bytes()).map_err(plain)?;
+        self.write_file(&kept.join("why.txt"), format!("{why}\n").as_bytes()).map_err(plain)?;
         Ok(kept)
+    }
+
+    fn export_tail(
+        &self,
+        tail: &ExportedTail,
+        write: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<u64>,
+    ) -> io::Result<()> {
+        Self::export_tail(self, tail, clock::wall_ms(), write)
     }
 
     fn checkpoint_dir(&self, snapshot_id: &str) -> io::Result<PathBuf> {

@@ -3,19 +3,25 @@
 //! ```text
 //! prefixes/NAME-UUID/gen-N/db, origin.json     prefixes/NAME-UUID/current -> "gen-N"
 //! staging/NAME-UUID/        a bootstrap under way        staging/checkpoints/    sources of others' bootstraps
-//! detached/NAME-UUID-...    what was dropped or replaced and is kept for a while
-//! reserve                   given back when the disk is full
+//! detached/NAME-UUID-...    what was dropped, replaced or exported and is kept for a while, see `detached`
+//! reserve                   given back when the disk is full, see `reserve`
 //! ```
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parovoz_dataplane_core::types::{PrefixName, PrefixUuid};
 use serde::{Deserialize, Serialize};
 
-/// Size of the file that is given back when the disk is full.
-const RESERVE_BYTES: u64 = 8 << 20;
+use super::detached::{self, ExportedTail, Removed, remove_any};
+use super::reserve::{self, Reserve};
+
+/// Age from which a bootstrap that was left is not gone on with: its source has forgotten it long ago.
+const STALE_STAGING: Duration = Duration::from_secs(24 * 3600);
 
 /// Why the volume's folders can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -74,10 +80,21 @@ impl Generation {
     }
 }
 
+impl LayoutError {
+    /// Whether the disk had no room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { cause, .. } if reserve::is_full(cause))
+    }
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Layout {
     root: PathBuf,
+    reserve: Reserve,
+    /// What is exported in `detached/`, as of the last change of ours.
+    tails: Arc<ArcSwap<Vec<ExportedTail>>>,
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> LayoutError {
@@ -94,8 +111,7 @@ fn make_dir(dir: &Path) -> Result<(), LayoutError> {
     fs::create_dir_all(dir).map_err(io("create", dir))
 }
 
-/// Writes a small file so that it appears whole and durable, or not at all.
-pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), LayoutError> {
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), LayoutError> {
     let fresh = path.with_extension("new");
     let mut file = File::create(&fresh).map_err(io("create", &fresh))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io("write", &fresh))?;
@@ -103,29 +119,81 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), LayoutError> {
     path.parent().map_or(Ok(()), sync_dir)
 }
 
+/// NAME-UUID, taken apart: the UUID has 36 characters.
+fn named(entry: &std::ffi::OsStr) -> Option<(PrefixName, PrefixUuid)> {
+    let text = entry.to_str()?;
+    let (name, uuid) = text.split_at_checked(text.len().checked_sub(36)?)?;
+    Some((PrefixName::try_from(name.strip_suffix('-')?.to_owned()).ok()?, uuid.parse().ok()?))
+}
+
 impl Layout {
-    /// Makes the folders that are missing and removes what other members were copying from here.
+    /// Makes the folders that are missing and removes what a process left half done: what other members were copying from
+    /// here, strays in `staging/`, exports that were cut off.
     ///
     /// # Errors
     /// See [`LayoutError`].
     pub fn open(root: &Path) -> Result<Self, LayoutError> {
-        let layout = Self { root: root.to_owned() };
-        for dir in ["prefixes", "staging", "detached"] {
-            make_dir(&root.join(dir))?;
-        }
+        let layout = Self { root: root.to_owned(), reserve: Reserve::of(root), tails: Arc::default() };
+        layout.reserve.with_room(LayoutError::is_full, || {
+            ["prefixes", "staging", "detached"].iter().try_for_each(|dir| make_dir(&root.join(dir)))
+        })?;
+        layout.remove_stray_staging()?;
         let checkpoints = layout.checkpoints();
-        if checkpoints.exists() {
-            fs::remove_dir_all(&checkpoints).map_err(io("remove", &checkpoints))?;
-        }
-        make_dir(&checkpoints)?;
-        layout.fill_reserve();
+        layout.reserve.with_room(LayoutError::is_full, || make_dir(&checkpoints))?;
+        let detached = root.join("detached");
+        detached::remove_unfinished(&detached).map_err(io("clean", &detached))?;
+        layout.read_tails();
+        layout.reserve.fill();
         Ok(layout)
     }
 
     /// The folders of a volume as they are, without making or removing any.
     #[must_use]
     pub fn untouched(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), reserve: Reserve::of(root), tails: Arc::default() }
+    }
+
+    /// Everything in `staging/` that is no bootstrap's folder goes, the checkpoints for others included.
+    fn remove_stray_staging(&self) -> Result<(), LayoutError> {
+        let staging = self.root.join("staging");
+        for entry in fs::read_dir(&staging).map_err(io("list", &staging))? {
+            let entry = entry.map_err(io("list", &staging))?;
+            let path = entry.path();
+            if named(&entry.file_name()).is_some() && entry.file_type().is_ok_and(|t| t.is_dir()) {
+                continue;
+            }
+            if entry.file_name() != "checkpoints" {
+                tracing::warn!(path = %path.display(), "remove a stray from staging");
+            }
+            remove_any(&path).map_err(io("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Removes bootstraps of prefixes that `keep` does not know, and those that nobody went on with for a day. Only while
+    /// nothing is followed: a bootstrap under way is not told.
+    ///
+    /// # Errors
+    /// See [`LayoutError`].
+    pub fn forget_stagings(&self, keep: impl Fn(PrefixUuid) -> bool) -> Result<(), LayoutError> {
+        let staging = self.root.join("staging");
+        for entry in fs::read_dir(&staging).map_err(io("list", &staging))? {
+            let entry = entry.map_err(io("list", &staging))?;
+            let Some((_, uuid)) = named(&entry.file_name()) else { continue };
+            let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
+            if keep(uuid) && age.unwrap_or_default() < STALE_STAGING {
+                continue;
+            }
+            let path = entry.path();
+            tracing::warn!(path = %path.display(), "remove a bootstrap that nobody goes on with");
+            remove_any(&path).map_err(io("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Writes a small file so that it appears whole and durable, or not at all; on a full disk with the reserve's help.
+    pub(crate) fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), LayoutError> {
+        self.reserve.with_room(LayoutError::is_full, || write_whole(path, bytes))
     }
 
     /// Folder for checkpoints that others copy from; emptied at each start.
@@ -198,11 +266,11 @@ impl Layout {
     ) -> Result<Generation, LayoutError> {
         let number = self.highest_generation(name, uuid)? + 1;
         let dir = self.generation_dir(name, uuid, number);
-        make_dir(&dir)?;
+        self.reserve.with_room(LayoutError::is_full, || make_dir(&dir))?;
         let origin = Origin { format: ORIGIN_FORMAT, sequence_offset, provenance: provenance.to_owned() };
         let json = serde_json::to_vec_pretty(&origin)
             .map_err(|e| LayoutError::Malformed { path: dir.join("origin.json"), cause: e.to_string() })?;
-        write_file(&dir.join("origin.json"), &json)?;
+        self.write_file(&dir.join("origin.json"), &json)?;
         Ok(Generation { number, dir, origin })
     }
 
@@ -214,7 +282,7 @@ impl Layout {
         let dir = self.prefix_dir(name, uuid);
         sync_dir(&generation.dir)?;
         sync_dir(&dir)?;
-        write_file(&dir.join("current"), format!("gen-{}\n", generation.number).as_bytes())?;
+        self.write_file(&dir.join("current"), format!("gen-{}\n", generation.number).as_bytes())?;
         sync_dir(&self.root.join("prefixes"))
     }
 
@@ -286,15 +354,7 @@ impl Layout {
         let dir = self.root.join("prefixes");
         let mut found = Vec::new();
         for entry in fs::read_dir(&dir).map_err(io("list", &dir))? {
-            let name = entry.map_err(io("list", &dir))?.file_name();
-            // NAME-UUID: the UUID has 36 characters.
-            let Some((name, uuid)) = name.to_str().and_then(|n| n.split_at_checked(n.len().checked_sub(36)?)) else {
-                continue;
-            };
-            let name = name.strip_suffix('-').and_then(|n| PrefixName::try_from(n.to_owned()).ok());
-            if let (Some(name), Ok(uuid)) = (name, uuid.parse()) {
-                found.push((name, uuid));
-            }
+            found.extend(named(&entry.map_err(io("list", &dir))?.file_name()));
         }
         Ok(found)
     }
@@ -304,24 +364,75 @@ impl Layout {
     /// # Errors
     /// See [`LayoutError`].
     pub fn space(&self) -> Result<(u64, u64), LayoutError> {
-        let stat = rustix::fs::statvfs(&self.root).map_err(|e| io("ask free space of", &self.root)(e.into()))?;
-        Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
+        reserve::space(&self.root).map_err(io("ask free space of", &self.root))
     }
 
-    /// Preallocates the reserve; on a full disk it stays missing, which is not an error here.
-    fn fill_reserve(&self) {
-        let path = self.root.join("reserve");
-        let filled = File::options().create(true).write(true).truncate(false).open(&path).and_then(|file| {
-            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES).map_err(Into::into)
-        });
-        if let Err(error) = filled {
-            tracing::warn!(%error, "no reserve: the volume is full or can't preallocate");
+    /// Gives the reserve back, so that databases can be opened and state written on a full disk; answers whether there was
+    /// one.
+    pub fn release_reserve(&self) -> bool {
+        self.reserve.release()
+    }
+
+    /// Makes the reserve again once there is room.
+    pub fn keep_reserve(&self) {
+        if !self.reserve.is_whole() && self.space().is_ok_and(|(free, _)| free >= reserve::ROOM_BYTES) {
+            self.reserve.fill();
         }
     }
 
-    /// Gives the reserve back, so that state can still be written on a full disk.
-    pub fn release_reserve(&self) {
-        let _ = fs::remove_file(self.root.join("reserve"));
+    /// What is wrong with the volume, for people; `None` if nothing is.
+    #[must_use]
+    pub fn storage_trouble(&self) -> Option<String> {
+        if self.reserve.is_whole() {
+            return None;
+        }
+        let (free, total) = self.space().unwrap_or_default();
+        Some(format!(
+            "the volume is full ({free} of {total} bytes are free) and the reserve for state is used up: enlarge \
+             storage.size, or drop prefixes"
+        ))
+    }
+
+    /// The tails that were exported here and are still kept, the newest first.
+    #[must_use]
+    pub fn exported_tails(&self) -> Arc<Vec<ExportedTail>> {
+        self.tails.load_full()
+    }
+
+    /// Exports a tail unless that is done already; see [`detached::export`].
+    pub(super) fn export_tail(
+        &self,
+        tail: &ExportedTail,
+        now_ms: u64,
+        write: &mut dyn FnMut(&mut dyn Write) -> std::io::Result<u64>,
+    ) -> std::io::Result<()> {
+        let same = |t: &ExportedTail| (t.prefix_uuid, t.epoch, t.first, t.last);
+        if self.tails.load().iter().any(|known| same(known) == same(tail)) {
+            return Ok(());
+        }
+        detached::export(&self.root, tail, now_ms, write)?;
+        self.read_tails();
+        Ok(())
+    }
+
+    /// Removes what is too old or too much in `detached/`.
+    ///
+    /// # Errors
+    /// See [`LayoutError`].
+    pub fn prune_detached(&self, now_ms: u64, max_age_ms: u64, max_bytes: u64) -> Result<Removed, LayoutError> {
+        let dir = self.root.join("detached");
+        let removed = detached::prune(&dir, now_ms, max_age_ms, max_bytes).map_err(io("prune", &dir))?;
+        if removed.entries > 0 {
+            self.read_tails();
+        }
+        Ok(removed)
+    }
+
+    fn read_tails(&self) {
+        match detached::tails(&self.root.join("detached")) {
+            Ok(tails) => self.tails.store(Arc::new(tails)),
+            Err(error) => tracing::warn!(%error, "exported tails are not known"),
+        }
     }
 }
 
@@ -375,5 +486,28 @@ mod tests {
         layout.switch(&name, uuid, &first).unwrap();
         fs::write(layout.prefix_dir(&name, uuid).join("current"), "nonsense").unwrap();
         assert!(matches!(layout.current(&name, uuid), Err(LayoutError::Malformed { .. })));
+    }
+
+    #[test]
+    fn strays_in_staging_go_at_the_start_and_bootstraps_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(dir.path()).unwrap();
+        let (name, uuid) = prefix();
+        let other = PrefixUuid(Uuid::from_u128(6));
+        let mine = layout.staging(&name, uuid).unwrap();
+        let gone = layout.staging(&name, other).unwrap();
+        fs::write(dir.path().join("staging/stray"), b"x").unwrap();
+        fs::write(dir.path().join(format!("staging/f-{uuid}")), b"a file, no folder").unwrap();
+        fs::create_dir(dir.path().join("staging/no-prefix")).unwrap();
+        fs::create_dir(layout.checkpoints().join("left")).unwrap();
+        let layout = Layout::open(dir.path()).unwrap();
+        let mut left: Vec<_> = fs::read_dir(dir.path().join("staging")).unwrap().map(|e| e.unwrap().path()).collect();
+        left.sort();
+        let mut expected = vec![layout.checkpoints(), mine.clone(), gone.clone()];
+        expected.sort();
+        assert_eq!(left, expected);
+        assert_eq!(fs::read_dir(layout.checkpoints()).unwrap().count(), 0);
+        layout.forget_stagings(|prefix| prefix == uuid).unwrap();
+        assert!(mine.exists() && !gone.exists());
     }
 }

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use parovoz_dataplane_core::member::MemberRecord;
 
+use super::reserve::{self, Reserve};
+
 const MAGIC: &[u8; 8] = b"PAROVOZM";
 /// Version of the body's format.
 pub const FORMAT_VERSION: u32 = 1;
@@ -59,10 +61,19 @@ pub enum SlotError {
     Encode(serde_json::Error),
 }
 
+impl SlotError {
+    /// Whether the disk had no room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { cause, .. } if reserve::is_full(cause))
+    }
+}
+
 /// The two slots of a volume, and the record that they hold.
 #[derive(Debug)]
 pub struct Slots {
     paths: [PathBuf; 2],
+    reserve: Reserve,
     generation: u64,
 }
 
@@ -94,10 +105,11 @@ impl Slots {
             }
         };
         let (generation, record) = best.map_or((0, None), |(g, r)| (g, Some(*r)));
-        Ok((Self { paths, generation }, record))
+        Ok((Self { paths, reserve: Reserve::of(dir), generation }, record))
     }
 
-    /// Stores a record in the older slot and syncs it; on success it is what a later open finds.
+    /// Stores a record in the older slot and syncs it; on success it is what a later open finds. On a full disk the reserve is
+    /// given back for it.
     ///
     /// # Errors
     /// See [`SlotError`]; the newer slot still holds the previous record then.
@@ -105,7 +117,7 @@ impl Slots {
         let generation = self.generation + 1;
         let bytes = encode(record, generation)?;
         let path = &self.paths[usize::from(generation.is_multiple_of(2))];
-        write_slot(path, &bytes)?;
+        self.reserve.with_room(SlotError::is_full, || write_slot(path, &bytes))?;
         self.generation = generation;
         Ok(())
     }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::Status;
 
 use crate::clock;
+use crate::config::Durability;
 use crate::store::Store;
 use crate::store::prefix::Prefix;
 use crate::store::signal::{SessionSignal, Subscription};
@@ -108,7 +109,8 @@ impl Drop for Interest {
     }
 }
 
-/// Waits until everything up to `sequence` may be shown: on a primary under W > 0, until replicas have it.
+/// Waits until everything up to `sequence` may be shown: on a primary under W > 0, until replicas have it; under `durability:
+/// Sync`, until it is durable.
 ///
 /// # Errors
 /// UNAVAILABLE at the deadline.
@@ -123,7 +125,8 @@ pub(super) async fn wait_released(
         if role.fenced {
             return Err(Status::unavailable("read: this member has stopped leading"));
         }
-        if !role.is_primary || role.required_acks() == 0 || prefix.released() >= sequence {
+        let waits = role.required_acks() > 0 || store.settings.load().durability == Durability::Sync;
+        if !role.is_primary || !waits || prefix.released() >= sequence {
             let sure = !role.is_primary || store.gate.may_read(clock::boot_ms());
             return if sure {
                 Ok(())
@@ -133,7 +136,7 @@ pub(super) async fn wait_released(
         }
         let next = Instant::now() + LOOK;
         if next >= deadline {
-            return Err(Status::unavailable("read: not enough replicas confirmed what it would show"));
+            return Err(Status::unavailable("read: what it would show was not confirmed in time"));
         }
         sleep_until(next).await;
     }

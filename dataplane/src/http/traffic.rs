@@ -57,10 +57,11 @@ const LOOP_GAUGES: &[Of<ShardStats>] = &[
 ];
 
 const REPLICATION_COUNTERS: &[Of<ReplicationStats>] = &[
-    ("stream_frames_sent", "Frames sent to followers", |s| s.frames_sent.get()),
+    ("stream_frames_sent", "Frames and bundles sent to followers", |s| s.frames_sent.get()),
     ("stream_sent_bytes", "Bytes of batches sent to followers", |s| s.bytes_sent.get()),
+    ("stream_wire_bytes", "Bytes of batches on the wire to followers, compressed or not", |s| s.wire_bytes_sent.get()),
     ("stream_wal_bytes", "Bytes of batches read back from the WAL for followers", |s| s.catchup_bytes.get()),
-    ("stream_frames_received", "Frames taken from the upstream", |s| s.frames_received.get()),
+    ("stream_frames_received", "Frames and bundles taken from the upstream", |s| s.frames_received.get()),
     ("stream_received_bytes", "Bytes of batches taken from the upstream", |s| s.bytes_received.get()),
     ("stream_records_applied", "Records applied from the upstream", |s| s.records_applied.get()),
     ("stream_gaps", "Batches that did not follow the one before", |s| s.gaps.get()),
@@ -144,7 +145,9 @@ impl Collector for TrafficCollector {
             ConstCounter::new(total).encode(family.encode_family(&label)?)?;
         }
         let micros = loops.iter().map(|s| read(&s.commit_micros));
-        histogram(e, "commit_seconds", "Time of one commit, its sync included", 1e-6, micros)?;
+        histogram(e, "commit_seconds", "Time of one commit, its sync left out", 1e-6, micros)?;
+        let micros = loops.iter().map(|s| read(&s.sync_micros));
+        histogram(e, "sync_seconds", "Time of one sync of what was committed to a prefix", 1e-6, micros)?;
         let records = loops.iter().map(|s| read(&s.group_records));
         histogram(e, "commit_records", "Records in one commit", 1.0, records)?;
         for (name, help, of) in REPLICATION_COUNTERS {

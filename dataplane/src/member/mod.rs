@@ -15,7 +15,7 @@ pub mod votes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use parovoz_dataplane_core::member::{MemberRecord, OrderRefusal, PromoteOrder, SealOrder};
+use parovoz_dataplane_core::member::{Endpoint, MemberRecord, OrderRefusal, PromoteOrder, SealOrder};
 use parovoz_dataplane_core::role::{Effect, Event, Role};
 use parovoz_dataplane_core::types::PrefixUuid;
 use parovoz_dataplane_core::vote::Vote;
@@ -134,10 +134,23 @@ impl Member {
     /// # Errors
     /// See [`MemberError`]; a refusal changes nothing.
     pub fn promote(&self, order: PromoteOrder) -> Result<(), MemberError> {
-        self.order(|member| Event::Promote { order, here: member.votes() })
+        self.order(|member| Event::Promote { order, here: member.votes() })?;
+        self.store.set_bootstrap_source(None);
+        Ok(())
     }
 
-    /// Takes any other order: to follow, to pull, to freeze. Blocks on the disk.
+    /// Takes an order to follow. Another `bootstrap_source` alone restarts nothing: it is where the next missing copy is taken
+    /// from, `None` being the upstream. Blocks on the disk.
+    ///
+    /// # Errors
+    /// See [`MemberError`]; a refusal changes nothing.
+    pub fn follow(&self, order: Event, bootstrap_source: Option<Endpoint>) -> Result<(), MemberError> {
+        self.order(|_| order)?;
+        self.store.set_bootstrap_source(bootstrap_source);
+        Ok(())
+    }
+
+    /// Takes any other order: to pull, to freeze. Blocks on the disk.
     ///
     /// # Errors
     /// See [`MemberError`]; a refusal changes nothing.

@@ -11,6 +11,7 @@ use parovoz_proto::v1;
 
 use super::{Member, votes};
 use crate::clock;
+use crate::disk::detached::ExportedTail;
 use crate::disk::layout::Layout;
 use crate::replication::wire::{position_to, reign_ref_to, reign_to};
 use crate::shard::ShardsHandle;
@@ -39,6 +40,26 @@ fn vote_to(prefix: &Prefix, vote: Vote) -> v1::Vote {
         name: prefix.name.to_string(),
         known: known.map(position_to),
         floor: floor.map(position_to),
+    }
+}
+
+/// Exported tails that a report names at most; the rest stands in `detached/`.
+const MAX_TAILS: usize = 256;
+
+/// Everything that is wrong, for people.
+fn reason(incomplete: Option<String>, storage: Option<String>) -> String {
+    [storage, incomplete].into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+fn tail_to(tail: &ExportedTail) -> v1::ExportedTail {
+    v1::ExportedTail {
+        prefix: tail.prefix.to_string(),
+        prefix_uuid: tail.prefix_uuid.to_string(),
+        epoch: tail.epoch.0,
+        first_sequence: tail.first.0,
+        last_sequence: tail.last.0,
+        records: tail.records,
+        file: tail.file.clone(),
     }
 }
 
@@ -142,7 +163,7 @@ impl Reporter {
             disk_free_bytes: free,
             disk_total_bytes: total,
             complete: incomplete.is_none(),
-            reason: incomplete.unwrap_or_default(),
+            reason: reason(incomplete, self.layout.storage_trouble()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at_ms: clock::wall_ms(),
             restarts: u32::try_from(record.starts.len().saturating_sub(1)).unwrap_or(u32::MAX),
@@ -154,7 +175,14 @@ impl Reporter {
             stalled_fsync_ms: now_is.stalled_fsync_ms,
             frozen_ms: now_is.frozen_ms,
             uptime_ms: now_is.uptime_ms,
+            exported_tails: self.layout.exported_tails().iter().take(MAX_TAILS).map(tail_to).collect(),
+            bootstrap_source_data_uuid: self.bootstrap_source(),
         }
+    }
+
+    fn bootstrap_source(&self) -> String {
+        let source = self.store.bootstrap_source();
+        source.and_then(|s| s.data_uuid).map(|uuid| uuid.to_string()).unwrap_or_default()
     }
 
     fn phase(&self, prefixes: &[v1::PrefixReport], connected: bool, complete: bool) -> v1::MemberPhase {
@@ -204,7 +232,7 @@ impl Reporter {
             upstream_latest: Some(position_to(prefix.upstream_latest())),
             bootstrap: upstream.bootstraps.get(&prefix.uuid).cloned(),
             reason,
-            oldest_wal_sequence: prefix.copy().and_then(|c| c.db.oldest_in_wal().ok()).map_or(0, |s| s.0),
+            oldest_wal_sequence: prefix.oldest_in_wal().map_or(0, |s| s.0),
             system: prefix.name.is_catalogue(),
             vote: Some(vote_to(prefix, votes::of(prefix, self.member.state()))),
             served: self.is_served(prefix),

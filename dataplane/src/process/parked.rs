@@ -21,6 +21,7 @@ use crate::admin::convert;
 use crate::clock;
 use crate::config::RunArgs;
 use crate::disk::layout::Layout;
+use crate::disk::reserve;
 use crate::disk::slots::Slots;
 use crate::http::Health;
 use crate::replication::wire::{reign_ref_to, reign_to};
@@ -156,6 +157,7 @@ pub async fn serve(args: &RunArgs, why: &RunError, process_id: String) -> Result
     tokio::select! {
         () = super::wait_for_signal() => {}
         () = settings_changed(args) => tracing::info!("settings changed: ending, to be started with them"),
+        () = room_again(args, why) => tracing::info!("there is room on the volume again: ending, to be started"),
     }
     if matches!(why, RunError::OverBudget { .. }) {
         crate::run::forgive_restarts(args)?;
@@ -171,6 +173,20 @@ async fn settings_changed(args: &RunArgs) {
     loop {
         every.tick().await;
         if std::fs::read(path).ok() != before {
+            return;
+        }
+    }
+}
+
+/// Returns once there is room on a volume whose being full is why the process is parked.
+async fn room_again(args: &RunArgs, why: &RunError) {
+    if !why.is_full() {
+        return std::future::pending().await;
+    }
+    let mut every = tokio::time::interval(super::HOUSEKEEPING);
+    loop {
+        every.tick().await;
+        if reserve::space(&args.data_dir).is_ok_and(|(free, _)| free >= reserve::ROOM_BYTES) {
             return;
         }
     }

@@ -33,7 +33,7 @@ pub fn follower_reports(ctx: &ReplicationCtx) -> Vec<v1::FollowerReport> {
         lag_bytes: p.lag_bytes,
         lag_ms: p.lag_ms,
         window_left_seconds: p.window_left_seconds,
-        bytes_per_second: 0,
+        bytes_per_second: p.bytes_per_second,
     };
     ctx.follower_reports().into_iter().map(one).collect()
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use parovoz_dataplane_core::acks::AckPositions;
@@ -138,22 +139,23 @@ async fn session(shared: &Shared, to: &Target) -> Result<(), LinkError> {
     let answer = tokio::time::timeout(ctx.tuning.connect, client.acknowledge(ReceiverStream::new(rx)));
     let mut incoming: Streaming<v1::PrimaryBeat> = answer.await.map_err(|_| LinkError::Silent)??.into_inner();
     let mut tick = tokio::time::interval(ctx.tuning.heartbeat);
+    let mut rate = Rate { bytes: ctx.stats.bytes_applied.get(), at: Instant::now() };
     loop {
         tokio::select! {
             heard = tokio::time::timeout(ctx.tuning.silence, incoming.message()) => {
                 let message = heard.map_err(|_| LinkError::Silent)??.ok_or(LinkError::Closed)?;
                 if heard_primary(ctx, to, &message)? {
                     // Its promise goes back at once: it counts from the beat's sending.
-                    send_moved(shared, to, &tx).await?;
+                    send_moved(shared, to, &tx, None).await?;
                 }
             }
             () = shared.acks.notify.notified() => {
                 if shared.acks.restarts.load(Ordering::Acquire) != restarts {
                     return Ok(());
                 }
-                send_moved(shared, to, &tx).await?;
+                send_moved(shared, to, &tx, None).await?;
             }
-            _ = tick.tick() => send_moved(shared, to, &tx).await?,
+            _ = tick.tick() => send_moved(shared, to, &tx, Some(rate.next(ctx.stats.bytes_applied.get()))).await?,
         }
     }
 }
@@ -178,11 +180,34 @@ fn heard_primary(ctx: &ReplicationCtx, to: &Target, message: &v1::PrimaryBeat) -
     Ok(true)
 }
 
-async fn send_moved(shared: &Shared, to: &Target, tx: &mpsc::Sender<v1::MemberBeat>) -> Result<(), LinkError> {
+/// What was applied lately.
+struct Rate {
+    bytes: u64,
+    at: Instant,
+}
+
+impl Rate {
+    /// Bytes a second since the last call.
+    fn next(&mut self, bytes: u64) -> u64 {
+        let passed = u64::try_from(self.at.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+        let rate = (bytes - self.bytes).saturating_mul(1_000_000) / passed;
+        *self = Self { bytes, at: Instant::now() };
+        rate
+    }
+}
+
+/// Sends what moved, and on a regular beat the rate.
+async fn send_moved(
+    shared: &Shared,
+    to: &Target,
+    tx: &mpsc::Sender<v1::MemberBeat>,
+    bytes_per_second: Option<u64>,
+) -> Result<(), LinkError> {
     let ctx = &shared.ctx;
     let store = &ctx.store;
     let acks = shared.acks.take().into_iter().filter_map(|uuid| ack_of(ctx, &*store.prefix_by_uuid(uuid)?)).collect();
-    let sent = tokio::time::timeout(ctx.tuning.silence, tx.send(beat(ctx, to.reign, acks))).await;
+    let beat = v1::MemberBeat { bytes_per_second, ..beat(ctx, to.reign, acks) };
+    let sent = tokio::time::timeout(ctx.tuning.silence, tx.send(beat)).await;
     sent.map_err(|_| LinkError::Silent)?.map_err(|_| LinkError::Closed)
 }
 
@@ -194,6 +219,7 @@ fn beat(ctx: &ReplicationCtx, reign: ReignRef, acks: Vec<v1::Ack>) -> v1::Member
         acks,
         sent_at_ms: clock::wall_ms(),
         promise_for_ms: ctx.member.echo(),
+        bytes_per_second: None,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,7 +20,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::ReplicationCtx;
 use super::ack_client::AckBoard;
-use crate::clock;
 use crate::store::prefix::{ApplyError, Prefix};
 use crate::store::ring::RingEntry;
 
@@ -33,7 +32,7 @@ const PASS_TIME: Duration = Duration::from_millis(5);
 /// What the threads tell the session.
 #[derive(Debug)]
 pub(super) enum Report {
-    Applied { prefix: PrefixUuid, cost: u64, queued_ms: u64, ran_dry: bool },
+    Applied { prefix: PrefixUuid, cost: u64, busy_us: u64, pass_us: u64 },
     Failed { prefix: PrefixUuid, attempt: u64, at: Position, cost: u64 },
 }
 
@@ -58,7 +57,12 @@ impl SessionLink {
 
 #[derive(Debug)]
 enum Job {
-    Apply { link: Arc<SessionLink>, prefix: Arc<Prefix>, batch: ReceivedBatch, received_ms: u64 },
+    /// Batches that came together; never empty.
+    Apply {
+        link: Arc<SessionLink>,
+        prefix: Arc<Prefix>,
+        batches: Vec<ReceivedBatch>,
+    },
     Barrier(oneshot::Sender<()>),
 }
 
@@ -67,6 +71,8 @@ enum Job {
 pub(super) struct Appliers {
     queues: Mutex<Vec<Sender<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// How long each thread worked since its start, in microseconds.
+    busy_us: Vec<Arc<AtomicU64>>,
 }
 
 impl Appliers {
@@ -75,25 +81,31 @@ impl Appliers {
     /// # Errors
     /// The system refuses a thread.
     pub fn start(ctx: &Arc<ReplicationCtx>, acks: &Arc<AckBoard>) -> std::io::Result<Self> {
+        let busy_us: Vec<Arc<AtomicU64>> = (0..THREADS).map(|_| Arc::default()).collect();
         let (mut queues, mut threads) = (Vec::new(), Vec::new());
-        for n in 0..THREADS {
+        for (n, busy_us) in busy_us.iter().enumerate() {
             let (queue, jobs) = channel();
-            let (ctx, acks) = (ctx.clone(), acks.clone());
-            threads
-                .push(std::thread::Builder::new().name(format!("apply-{n}")).spawn(move || run(&ctx, &acks, &jobs))?);
+            let (ctx, acks, busy_us) = (ctx.clone(), acks.clone(), busy_us.clone());
+            let thread = std::thread::Builder::new().name(format!("apply-{n}"));
+            threads.push(thread.spawn(move || run(&ctx, &acks, &jobs, &busy_us))?);
             queues.push(queue);
         }
-        Ok(Self { queues: Mutex::new(queues), threads: Mutex::new(threads) })
+        Ok(Self { queues: Mutex::new(queues), threads: Mutex::new(threads), busy_us })
     }
 
-    /// Hands a batch to its prefix's thread.
-    pub fn apply(&self, link: &Arc<SessionLink>, prefix: &Arc<Prefix>, batch: ReceivedBatch) {
+    /// How long each thread worked since the start, in microseconds.
+    pub fn busy_us(&self) -> Vec<u64> {
+        self.busy_us.iter().map(|us| us.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Hands batches to their prefix's thread.
+    pub fn apply(&self, link: &Arc<SessionLink>, prefix: &Arc<Prefix>, batches: Vec<ReceivedBatch>) {
         let queues = self.queues.lock();
         let index = usize::from(prefix.uuid.0.as_bytes()[15]) % queues.len().max(1);
         if let Some(queue) = queues.get(index) {
             let (link, prefix) = (link.clone(), prefix.clone());
             // A thread ends only with the whole follower.
-            let _ = queue.send(Job::Apply { link, prefix, batch, received_ms: clock::boot_ms() });
+            let _ = queue.send(Job::Apply { link, prefix, batches });
         }
     }
 
@@ -125,23 +137,33 @@ impl Appliers {
     }
 }
 
-fn run(ctx: &ReplicationCtx, acks: &AckBoard, jobs: &Receiver<Job>) {
+fn run(ctx: &ReplicationCtx, acks: &AckBoard, jobs: &Receiver<Job>, busy_us: &AtomicU64) {
     while let Ok(job) = jobs.recv() {
         let started = Instant::now();
-        let mut pass = Pass { ctx, bytes: 0, touched: HashMap::new(), barriers: Vec::new() };
+        let mut pass = Pass { ctx, bytes: 0, waited: Duration::ZERO, touched: HashMap::new(), barriers: Vec::new() };
         pass.take(job);
-        let mut ran_dry = false;
         while pass.bytes < PASS_BYTES && started.elapsed() < PASS_TIME {
             match jobs.try_recv() {
                 Ok(job) => pass.take(job),
-                Err(_) => {
-                    ran_dry = true;
-                    break;
+                Err(_) if pass.more_is_coming() => {
+                    let since = Instant::now();
+                    let next = jobs.recv_timeout(PASS_TIME.saturating_sub(started.elapsed()));
+                    pass.waited += since.elapsed();
+                    match next {
+                        Ok(job) => pass.take(job),
+                        Err(_) => break,
+                    }
                 }
+                Err(_) => break,
             }
         }
-        pass.finish(acks, ran_dry);
+        let waited_us = pass.finish(acks, started);
+        busy_us.fetch_add(micros(started).saturating_sub(waited_us), Ordering::Relaxed);
     }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 #[derive(Debug)]
@@ -149,7 +171,6 @@ struct Touched {
     prefix: Arc<Prefix>,
     link: Arc<SessionLink>,
     cost: u64,
-    oldest_ms: u64,
     /// The attempt that failed, and the credit of what was thrown away since.
     failed: Option<(u64, u64)>,
 }
@@ -159,6 +180,8 @@ struct Touched {
 struct Pass<'a> {
     ctx: &'a ReplicationCtx,
     bytes: u64,
+    /// For jobs, while it had none.
+    waited: Duration,
     touched: HashMap<PrefixUuid, Touched>,
     barriers: Vec<oneshot::Sender<()>>,
 }
@@ -167,57 +190,73 @@ impl Pass<'_> {
     fn take(&mut self, job: Job) {
         match job {
             Job::Barrier(done) => self.barriers.push(done),
-            Job::Apply { link, prefix, batch, received_ms } => {
+            Job::Apply { link, prefix, batches } => {
                 if link.live.load(Ordering::Acquire) {
-                    self.apply(link, prefix, batch, received_ms);
+                    self.apply(&link, &prefix, batches);
                 }
             }
         }
     }
 
-    fn apply(&mut self, link: Arc<SessionLink>, prefix: Arc<Prefix>, batch: ReceivedBatch, received_ms: u64) {
-        let uuid = prefix.uuid;
-        let touched = self.touched.entry(uuid).or_insert_with(|| Touched {
-            prefix,
+    fn apply(&mut self, link: &Arc<SessionLink>, prefix: &Arc<Prefix>, batches: Vec<ReceivedBatch>) {
+        let touched = self.touched.entry(prefix.uuid).or_insert_with(|| Touched {
+            prefix: prefix.clone(),
             link: link.clone(),
             cost: 0,
-            oldest_ms: received_ms,
             failed: None,
         });
-        touched.link = link;
-        if let Some((attempt, thrown)) = &mut touched.failed
-            && *attempt == batch.attempt
-        {
-            *thrown += batch.cost;
-            return;
-        }
-        self.bytes += batch.bytes.len() as u64;
-        let (attempt, cost) = (batch.attempt, batch.cost);
-        match apply_one(self.ctx, &touched.prefix, batch) {
-            Ok(()) => touched.cost += cost,
-            Err(error) => {
-                tracing::warn!(prefix = %touched.prefix.name, %error, "apply batch");
-                touched.failed = Some((attempt, cost));
+        touched.link = link.clone();
+        for batch in batches {
+            if let Some((attempt, thrown)) = &mut touched.failed
+                && *attempt == batch.attempt
+            {
+                *thrown += batch.cost;
+                continue;
+            }
+            self.bytes += batch.bytes.len() as u64;
+            let (attempt, cost) = (batch.attempt, batch.cost);
+            match apply_one(self.ctx, prefix, batch) {
+                Ok(()) => touched.cost += cost,
+                Err(error) => {
+                    tracing::warn!(prefix = %prefix.name, %error, "apply batch");
+                    touched.failed = Some((attempt, cost));
+                }
             }
         }
     }
 
-    fn finish(self, acks: &AckBoard, ran_dry: bool) {
-        let (syncs, now_ms) = (self.ctx.syncs(), clock::boot_ms());
+    /// Whether an fsync now would be followed by another one right away: the upstream has more of what this pass touched.
+    fn more_is_coming(&self) -> bool {
+        self.barriers.is_empty()
+            && self.ctx.syncs()
+            && self
+                .touched
+                .values()
+                .any(|t| t.failed.is_none() && t.prefix.upstream_latest().sequence > t.prefix.applied())
+    }
+
+    /// Syncs and says so; answers how long the pass waited, in microseconds.
+    fn finish(self, acks: &AckBoard, started: Instant) -> u64 {
+        let waited_us = u64::try_from(self.waited.as_micros()).unwrap_or(u64::MAX);
+        let syncs = self.ctx.syncs();
+        let mut synced = Vec::with_capacity(self.touched.len());
         for (uuid, touched) in self.touched {
-            if syncs {
-                if let Err(error) = touched.prefix.sync() {
-                    self.ctx.member.fatal(&format!("sync prefix {}: {error}", touched.prefix.name));
-                    continue;
-                }
-                self.ctx.signal_durable(uuid);
+            if syncs && let Err(error) = touched.prefix.sync() {
+                self.ctx.member.fatal(&format!("sync prefix {}: {error}", touched.prefix.name));
+                continue;
             }
             acks.mark(uuid);
+            synced.push((uuid, touched));
+        }
+        let pass_us = micros(started).saturating_sub(waited_us);
+        let total: u64 = synced.iter().map(|(_, touched)| touched.cost).sum();
+        for (uuid, touched) in synced {
             // The session may be over; its successor asks the prefix itself where it is.
             if touched.cost > 0 {
-                let queued_ms = now_ms.saturating_sub(touched.oldest_ms);
-                let _ =
-                    touched.link.reports.send(Report::Applied { prefix: uuid, cost: touched.cost, queued_ms, ran_dry });
+                let share = u128::from(pass_us) * u128::from(touched.cost) / u128::from(total.max(1));
+                let busy_us = u64::try_from(share).unwrap_or(pass_us);
+                let report = Report::Applied { prefix: uuid, cost: touched.cost, busy_us, pass_us };
+                let _ = touched.link.reports.send(report);
             }
             if let Some((attempt, cost)) = touched.failed {
                 let at = touched.prefix.position_at(touched.prefix.applied());
@@ -228,6 +267,7 @@ impl Pass<'_> {
             // Whoever waited may have been cancelled.
             let _ = barrier.send(());
         }
+        waited_us
     }
 }
 
@@ -251,6 +291,7 @@ fn apply_one(ctx: &ReplicationCtx, prefix: &Prefix, batch: ReceivedBatch) -> Res
     });
     applied?;
     ctx.stats.records_applied.add(u64::from(count));
+    ctx.stats.bytes_applied.add(entry.bytes.len() as u64);
     if prefix.name.is_catalogue()
         && let Err(cause) = ctx.catalogue.applied(prefix, &entry)
     {

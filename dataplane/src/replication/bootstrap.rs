@@ -1,4 +1,4 @@
-//! Copies prefixes anew from the upstream's snapshots, one prefix at a time.
+//! Copies prefixes anew from snapshots, one prefix at a time; see [`source`] for whose.
 //!
 //! The old copy stays open for stale reads until the new one is verified; it is neither acknowledged nor a source meanwhile.
 //! What was fetched stays in the staging folder, so a copy that was cut goes on, across restarts of the process too.
@@ -10,20 +10,17 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use parovoz_dataplane_core::budget::{Backoff, TokenBucket};
-use parovoz_dataplane_core::follower::{BootstrapCause, check_upstream};
+use parovoz_dataplane_core::follower::BootstrapCause;
 use parovoz_dataplane_core::history::{EpochHistory, EpochRecord};
-use parovoz_dataplane_core::types::{Position, PrefixUuid};
+use parovoz_dataplane_core::types::Position;
 use parovoz_engine::{Database, Direction, EngineError, Family, OpenSpec};
-use parovoz_proto::v1;
-use parovoz_proto::v1::replication_client::ReplicationClient;
-use tonic::transport::Channel;
 
-use super::client::{LinkError, Shared, connect, jitter};
+use self::source::{Held, Opened, Peer};
+use super::client::{LinkError, Shared, jitter};
 use super::fetch::{Fetcher, blocking};
 use super::progress::Meter;
 use super::staging::{Manifest, Todo, bytes_here, clear, db_dir, sync_dir};
-use super::wire::{hello_from, hello_to, position_from};
-use super::{ReplicationCtx, staging};
+use super::{ReplicationCtx, staging, tails};
 use crate::clock;
 use crate::store::Endpoint;
 use crate::store::prefix::{Copy, Prefix, PrefixPhase};
@@ -43,8 +40,10 @@ const RETIRE_DEADLINE: Duration = Duration::from_secs(60);
 const RESUME_DEADLINE: Duration = Duration::from_secs(10);
 
 mod queue;
+mod source;
 
 pub(super) use queue::Bootstraps;
+use queue::Due;
 
 /// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +102,27 @@ impl BootstrapError {
         }
     }
 
+    /// Whether another source would not help: it is this member that can't, or must not.
+    fn is_ours(&self) -> bool {
+        match self {
+            Self::NoUpstream
+            | Self::Dropped
+            | Self::Stopping
+            | Self::NoSpace { .. }
+            | Self::Budget { .. }
+            | Self::Disk(_)
+            | Self::Member(_) => true,
+            Self::Link(_)
+            | Self::Call(_)
+            | Self::Silent
+            | Self::CutOff
+            | Self::SnapshotGone
+            | Self::Checksum(_)
+            | Self::Verify(_)
+            | Self::Engine(_) => false,
+        }
+    }
+
     /// Whether what is in staging is worth nothing any more.
     fn spoils_staging(&self) -> bool {
         matches!(self, Self::Verify(_) | Self::Engine(_))
@@ -127,8 +147,8 @@ pub(super) fn reason_of(cause: &BootstrapCause) -> String {
 pub(super) async fn run(shared: Arc<Shared>) {
     let catalogue = parovoz_dataplane_core::types::catalogue_uuid(&shared.ctx.store.store_uid);
     while !shared.stop.is_cancelled() {
-        let (prefix, cause, meter) = match shared.bootstraps.next(catalogue, clock::boot_ms()) {
-            Ok(next) => next,
+        let due = match shared.bootstraps.next(catalogue, clock::boot_ms()) {
+            Ok(due) => due,
             Err(wait_ms) => {
                 let wait = Duration::from_millis(wait_ms.unwrap_or(HOUR_MS));
                 tokio::select! {
@@ -139,8 +159,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 continue;
             }
         };
-        meter.attempt();
-        match attempt(&shared, prefix, cause, meter).await {
+        let (prefix, cause) = (due.prefix, due.cause);
+        due.meter.attempt();
+        match attempt(&shared, due).await {
             Err(BootstrapError::Stopping) => return,
             Ok(()) | Err(BootstrapError::Dropped) => {
                 shared.bootstraps.done(prefix);
@@ -162,12 +183,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 /// One attempt. Fetching is given up when the orders name another upstream or the follower stops; replacing is not, so that
 /// whoever stops the follower finds either the old copy or the new one.
-async fn attempt(
-    shared: &Arc<Shared>,
-    uuid: PrefixUuid,
-    cause: BootstrapCause,
-    meter: Arc<Meter>,
-) -> Result<(), BootstrapError> {
+async fn attempt(shared: &Arc<Shared>, due: Due) -> Result<(), BootstrapError> {
+    let Due { prefix: uuid, cause, meter, failures } = due;
     let store = &shared.ctx.store;
     let prefix = store.prefix_by_uuid(uuid).filter(|p| !p.is_dropped()).ok_or(BootstrapError::Dropped)?;
     let role = store.role();
@@ -177,7 +194,16 @@ async fn attempt(
     store.note_change();
     // Batches of the old copy that still wait must not meet the new one.
     shared.appliers.barrier().await;
-    let job = Job { shared: shared.clone(), prefix, cause, meter, upstream: upstream.clone() };
+    if let BootstrapCause::Diverged { fork, .. } = cause {
+        // Now, while the log still has it.
+        let (ctx, diverged) = (shared.ctx.clone(), prefix.clone());
+        blocking(move || {
+            tails::export(&ctx, &diverged, fork);
+            Ok(())
+        })
+        .await?;
+    }
+    let job = Job { shared: shared.clone(), prefix, cause, meter, failures, upstream: upstream.clone() };
     let fetched = {
         let orders_change = async {
             loop {
@@ -196,18 +222,24 @@ async fn attempt(
     job.replace(fetched).await
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Job {
     shared: Arc<Shared>,
     prefix: Arc<Prefix>,
     cause: BootstrapCause,
     meter: Arc<Meter>,
+    /// Attempts at this bootstrap that failed.
+    failures: u32,
+    /// Who is streamed from afterwards.
     upstream: Endpoint,
 }
 
 /// A copy that is here, checked and synced.
 struct Fetched {
-    client: ReplicationClient<Channel>,
+    /// Where it came from.
+    peer: Peer,
+    /// The hold at the upstream, if that is another member.
+    held: Option<Held>,
     manifest: Manifest,
     staging: PathBuf,
 }
@@ -227,99 +259,52 @@ impl Job {
             Ok((staging, before))
         })
         .await?;
-        self.raise_floor().await?;
-        let client = ReplicationClient::new(connect(ctx, &self.upstream.replication).await?);
-        let (snapshot, resumed) = self.open_snapshot(&client, before.as_ref()).await?;
-        let hello = snapshot.hello.as_ref().ok_or(super::wire::WireError::Missing("hello")).map_err(LinkError::from)?;
-        let source = hello_from(hello).map_err(LinkError::from)?.data_uuid;
-        let held_after = position_from(snapshot.held_after);
+        self.raise_floor(Position::ZERO).await?;
+        let opened = self.open(before.as_ref()).await?;
         let stats = &ctx.stats;
-        if resumed {
+        if opened.resumed {
             stats.bootstraps_resumed.inc()
         } else {
             stats.bootstraps_started.inc()
         }
-        tracing::info!(prefix = %self.prefix.name, snapshot = %snapshot.snapshot_id, %source, %held_after, resumed,
-            files = snapshot.files.len(), "copy prefix");
-        let (manifest, todos, here) = self.prepare(snapshot, source, held_after, &staging, before).await?;
+        tracing::info!(prefix = %self.prefix.name, snapshot = %opened.snapshot.snapshot_id, source = %opened.source,
+            address = %opened.peer, held_after = %opened.held_after(), resumed = opened.resumed,
+            files = opened.snapshot.files.len(), "copy prefix");
+        let (manifest, todos, here) = self.prepare(&opened, &staging, before).await?;
         self.check_space(manifest.total().saturating_sub(here)).await?;
         self.meter.begin(manifest.total(), here);
-        let manifest = self.fetch_files(&client, manifest, todos, &staging).await?;
-        Ok(Fetched { client, manifest, staging })
-    }
-
-    async fn raise_floor(&self) -> Result<(), BootstrapError> {
-        let own = self.prefix.position_at(self.prefix.applied());
-        let floor = own.max(self.prefix.upstream_latest());
-        if floor == Position::ZERO {
-            return Ok(());
-        }
-        let (ctx, prefix) = (self.ctx().clone(), self.prefix.clone());
-        blocking(move || ctx.member.raise_floor(&prefix, floor).map_err(BootstrapError::Member)).await
+        let fetch = self.fetch_files(&opened.peer, manifest, todos, &staging);
+        let manifest = match &opened.held {
+            None => fetch.await?,
+            Some(held) => tokio::select! {
+                fetched = fetch => fetched?,
+                ended = self.keep(held) => return Err(ended),
+            },
+        };
+        let Opened { peer, held, .. } = opened;
+        Ok(Fetched { peer, held, manifest, staging })
     }
 
     async fn prepare(
         &self,
-        snapshot: v1::Snapshot,
-        source: parovoz_dataplane_core::types::DataUuid,
-        held_after: Position,
+        opened: &Opened,
         staging: &std::path::Path,
         before: Option<Manifest>,
     ) -> Result<(Manifest, Vec<Todo>, u64), BootstrapError> {
+        let (snapshot, source, held_after) = (opened.snapshot.clone(), opened.source, opened.held_after());
+        let address = opened.peer.endpoint.replication.clone();
         if let Some(bad) = snapshot.files.iter().find(|f| !is_file_name(&f.name)) {
             return Err(BootstrapError::Verify(format!("{:?} is no file name", bad.name)));
         }
         let staging = staging.to_owned();
         blocking(move || {
-            let (manifest, todos) = Manifest::prepare(&snapshot, source, held_after, &staging, before.as_ref())?;
+            let (manifest, todos) =
+                Manifest::prepare(&snapshot, source, &address, held_after, &staging, before.as_ref())?;
             manifest.save(&staging)?;
             let here = bytes_here(&staging)?;
             Ok((manifest, todos, here))
         })
         .await
-    }
-
-    /// Goes on with the snapshot of an earlier attempt, or opens a new one; answers whether anything of before can be used.
-    async fn open_snapshot(
-        &self,
-        client: &ReplicationClient<Channel>,
-        before: Option<&Manifest>,
-    ) -> Result<(v1::Snapshot, bool), BootstrapError> {
-        if let Some(before) = before
-            && self.upstream.data_uuid.is_none_or(|u| u == before.source)
-        {
-            match self.ask_snapshot(client, &before.snapshot_id).await {
-                Ok(snapshot) => return Ok((snapshot, true)),
-                Err(BootstrapError::SnapshotGone) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.shared.bootstraps.take_budget(self.prefix.uuid)?;
-        Ok((self.ask_snapshot(client, "").await?, false))
-    }
-
-    async fn ask_snapshot(
-        &self,
-        client: &ReplicationClient<Channel>,
-        id: &str,
-    ) -> Result<v1::Snapshot, BootstrapError> {
-        let own = self.ctx().own(self.upstream.data_uuid);
-        let request = v1::OpenSnapshotRequest {
-            hello: Some(hello_to(&own, None)),
-            prefix_uuid: self.prefix.uuid.to_string(),
-            snapshot_id: id.to_owned(),
-        };
-        // A checkpoint flushes first, which may take a while.
-        let answer = tokio::time::timeout(self.ctx().tuning.silence * 6, client.clone().open_snapshot(request)).await;
-        let snapshot = match answer.map_err(|_| BootstrapError::Silent)? {
-            Ok(snapshot) => snapshot.into_inner(),
-            Err(status) if status.code() == tonic::Code::NotFound => return Err(BootstrapError::SnapshotGone),
-            Err(status) => return Err(status.into()),
-        };
-        let hello = snapshot.hello.as_ref().ok_or(super::wire::WireError::Missing("hello")).map_err(LinkError::from)?;
-        let peer = hello_from(hello).map_err(LinkError::from)?;
-        check_upstream(&own, &peer).map_err(LinkError::from)?;
-        Ok(snapshot)
     }
 
     async fn check_space(&self, need: u64) -> Result<(), BootstrapError> {
@@ -331,7 +316,7 @@ impl Job {
 
     async fn fetch_files(
         &self,
-        client: &ReplicationClient<Channel>,
+        peer: &Peer,
         manifest: Manifest,
         todos: Vec<Todo>,
         staging: &std::path::Path,
@@ -339,7 +324,7 @@ impl Job {
         let ctx = self.ctx();
         let rate = ctx.store.settings.load().bootstrap_max_bytes_per_second;
         let fetcher = Fetcher {
-            client: client.clone(),
+            client: peer.client.clone(),
             snapshot_id: manifest.snapshot_id.clone(),
             silence: ctx.tuning.silence,
             bucket: Arc::new(Mutex::new(TokenBucket::new(rate, clock::boot_ms()))),
@@ -381,7 +366,7 @@ impl Job {
 
     /// Verifies the copy, confirms that its hold is alive, and puts it in place of the old one.
     async fn replace(&self, fetched: Fetched) -> Result<(), BootstrapError> {
-        let Fetched { client, manifest, staging } = fetched;
+        let Fetched { peer, held, manifest, staging } = fetched;
         let (ctx, staged, checked) = (self.ctx().clone(), staging.clone(), manifest.clone());
         let verified = blocking(move || {
             let found = verify(&ctx, &staged, &checked);
@@ -391,7 +376,12 @@ impl Job {
             found
         });
         let history = verified.await?;
-        if let Err(error) = self.ask_snapshot(&client, &manifest.snapshot_id).await {
+        // The upstream's hold is what the stream needs now; the source's files are all here.
+        let (holder, id) = match &held {
+            Some(held) => (&held.peer, held.id.clone()),
+            None => (&peer, manifest.snapshot_id.clone()),
+        };
+        if let Err(error) = self.renew(holder, &id).await {
             if matches!(error, BootstrapError::SnapshotGone) {
                 let staging = staging.clone();
                 blocking(move || Ok(clear(&staging)?)).await?;
@@ -402,7 +392,15 @@ impl Job {
         self.ctx().stats.bootstraps_completed.inc();
         tracing::info!(prefix = %self.prefix.name, position = %self.prefix.position_at(self.prefix.applied()),
             bytes = manifest.total(), "the new copy is in place");
-        tokio::spawn(close_snapshot(self.shared.clone(), self.prefix.clone(), client, manifest.snapshot_id));
+        if held.is_some() {
+            self.let_go(&peer, manifest.snapshot_id);
+        }
+        let resumed = wait_for_stream(self.shared.clone(), self.prefix.clone());
+        let (job, holder) = (self.clone(), holder.clone());
+        tokio::spawn(async move {
+            resumed.await;
+            job.let_go(&holder, id);
+        });
         Ok(())
     }
 
@@ -507,22 +505,13 @@ fn retire(ctx: &ReplicationCtx, prefix: &Prefix, generation: u64, copy: &Weak<Co
     }
 }
 
-/// Lets the source's hold go once the stream has resumed.
-async fn close_snapshot(
-    shared: Arc<Shared>,
-    prefix: Arc<Prefix>,
-    mut client: ReplicationClient<Channel>,
-    snapshot_id: String,
-) {
+/// Waits until the stream has resumed, for a while: its own hold is there then.
+async fn wait_for_stream(shared: Arc<Shared>, prefix: Arc<Prefix>) {
     let deadline = tokio::time::Instant::now() + RESUME_DEADLINE;
     while prefix.phase() != PrefixPhase::Streaming
         && tokio::time::Instant::now() < deadline
         && !shared.stop.is_cancelled()
     {
         tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    // If it fails, the hold ends by itself.
-    if let Err(error) = client.close_snapshot(v1::CloseSnapshotRequest { snapshot_id }).await {
-        tracing::debug!(error = error.message(), "close snapshot");
     }
 }

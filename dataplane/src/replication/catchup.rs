@@ -2,26 +2,26 @@
 //! to the thread that opened it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parovoz_dataplane_core::types::{PrefixUuid, Sequence};
 use parovoz_engine::EngineError;
 use tokio::sync::mpsc;
 
+use super::parcel::{Packer, Parcel};
 use crate::store::prefix::Prefix;
 use crate::store::ring::{RingEntry, RingRead};
 
-/// Bytes handed over at once.
-const CHUNK_BYTES: usize = 256 << 10;
-/// Chunks read ahead.
-const CHUNKS_AHEAD: usize = 4;
+/// Parcels read, and compressed, ahead.
+const PARCELS_AHEAD: usize = 4;
 /// Bytes after which another prefix gets its turn.
-const TURN_BYTES: usize = 64 << 20;
+const TURN_BYTES: u64 = 64 << 20;
 
 /// What a read hands over.
 #[derive(Debug)]
 pub(super) enum Chunk {
-    /// Batches that follow each other.
-    Batches(Vec<RingEntry>),
+    /// What follows.
+    Parcel(Parcel),
     /// The last message.
     End(End),
 }
@@ -45,12 +45,23 @@ pub(super) struct Catchup {
     pub chunks: mpsc::Receiver<Chunk>,
 }
 
-/// Starts reading what follows `after`; with `durable_only` nothing beyond what is synced.
-pub(super) fn start(prefix: Arc<Prefix>, attempt: u64, after: Sequence, durable_only: bool) -> Catchup {
-    let (tx, chunks) = mpsc::channel(CHUNKS_AHEAD);
+/// How a follower wants what is read.
+#[derive(Debug, Clone)]
+pub(super) struct Manner {
+    /// Nothing beyond what is synced.
+    pub durable_only: bool,
+    /// Small batches in bundles.
+    pub bundles: bool,
+    /// Compressed, as long as this says so.
+    pub compress: Arc<AtomicBool>,
+}
+
+/// Starts reading what follows `after`.
+pub(super) fn start(prefix: Arc<Prefix>, attempt: u64, after: Sequence, manner: Manner) -> Catchup {
+    let (tx, chunks) = mpsc::channel(PARCELS_AHEAD);
     let uuid = prefix.uuid;
     tokio::task::spawn_blocking(move || {
-        let end = match read(&prefix, after, durable_only, &tx) {
+        let end = match read(&prefix, after, &manner, &tx) {
             Ok(()) => End::Pause,
             Err(EngineError::Gap { oldest, .. }) => End::Gap(oldest),
             Err(error) => End::Failed(error),
@@ -61,10 +72,10 @@ pub(super) fn start(prefix: Arc<Prefix>, attempt: u64, after: Sequence, durable_
     Catchup { prefix: uuid, attempt, chunks }
 }
 
-fn read(prefix: &Prefix, after: Sequence, durable_only: bool, tx: &mpsc::Sender<Chunk>) -> Result<(), EngineError> {
+fn read(prefix: &Prefix, after: Sequence, manner: &Manner, tx: &mpsc::Sender<Chunk>) -> Result<(), EngineError> {
     let Some(copy) = prefix.copy() else { return Ok(()) };
     let mut updates = copy.db.updates_after(after)?;
-    let (mut batches, mut bytes, mut total, mut expected) = (Vec::new(), 0, 0, after.next());
+    let (mut packer, mut total, mut expected) = (Packer::default(), 0, after.next());
     while let Some(batch) = updates.next_batch()? {
         if batch.first != expected {
             return Err(EngineError::Gap { after: Sequence(expected.0 - 1), oldest: batch.first });
@@ -76,26 +87,29 @@ fn read(prefix: &Prefix, after: Sequence, durable_only: bool, tx: &mpsc::Sender<
             bytes: batch.bytes,
             committed_at_ms: 0,
         };
-        if durable_only && entry.last() > prefix.durable() {
+        if manner.durable_only && entry.last() > prefix.durable() {
             break;
         }
         expected = entry.last().next();
-        bytes += entry.bytes.len();
-        total += entry.bytes.len();
-        let last = entry.last();
-        batches.push(entry);
-        if bytes >= CHUNK_BYTES {
-            bytes = 0;
-            if tx.blocking_send(Chunk::Batches(std::mem::take(&mut batches))).is_err() {
+        packer.compress(manner.compress.load(Ordering::Relaxed));
+        packer.add(&entry, manner.bundles);
+        for parcel in packer.take() {
+            total += parcel.raw;
+            let last = parcel.last;
+            if tx.blocking_send(Chunk::Parcel(parcel)).is_err() {
                 return Ok(());
             }
+            // What was added since is read again, by whoever goes on.
             if total >= TURN_BYTES || !matches!(prefix.ring().read(last, 1), RingRead::Older) {
                 return Ok(());
             }
         }
     }
-    if !batches.is_empty() {
-        let _ = tx.blocking_send(Chunk::Batches(batches));
+    packer.close();
+    for parcel in packer.take() {
+        if tx.blocking_send(Chunk::Parcel(parcel)).is_err() {
+            return Ok(());
+        }
     }
     Ok(())
 }

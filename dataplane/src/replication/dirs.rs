@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use parovoz_dataplane_core::types::{PrefixName, PrefixUuid};
 
+use crate::disk::detached::ExportedTail;
+
 /// Folders of prefixes, stagings and checkpoints. All calls block and are made from blocking threads.
 pub trait PrefixDirs: Send + Sync + std::fmt::Debug {
     /// Folder of a bootstrap of one prefix; made if missing, kept across restarts, so that a copy cut in the middle goes on.
@@ -42,6 +44,17 @@ pub trait PrefixDirs: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// What the disk says.
     fn detach(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64, why: &str) -> io::Result<PathBuf>;
+
+    /// Exports records that exist nowhere else to `detached/`, unless that is done already: `write` writes them, one a line, and
+    /// answers how many they are.
+    ///
+    /// # Errors
+    /// What the disk or `write` says; nothing is exported then.
+    fn export_tail(
+        &self,
+        tail: &ExportedTail,
+        write: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<u64>,
+    ) -> io::Result<()>;
 
     /// A folder name for a checkpoint that others copy from: it does not exist yet, its parent does, on the prefixes' file
     /// system (checkpoints are hard links).

@@ -18,6 +18,7 @@ mod client;
 pub mod dirs;
 mod fetch;
 pub mod holds;
+mod parcel;
 mod progress;
 mod sender;
 mod server;
@@ -25,17 +26,18 @@ mod session;
 mod snapshots;
 mod staging;
 pub mod stats;
+mod tails;
 #[cfg(test)]
 mod tests;
 pub mod wire;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use parovoz_dataplane_core::acks::{AckTable, FollowerProgress, Retention};
+use parovoz_dataplane_core::budget::TokenBucket;
 use parovoz_dataplane_core::follower::Own;
 use parovoz_dataplane_core::role::BeatOut;
 use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, Reign, ReignRef};
@@ -52,7 +54,6 @@ use crate::clock;
 use crate::config::Durability;
 use crate::store::prefix::Prefix;
 use crate::store::ring::RingEntry;
-use crate::store::signal::Subscription;
 use crate::store::{Endpoint, Store};
 
 /// What the catalogue's owner does with records of the catalogue that come from the upstream.
@@ -163,8 +164,8 @@ pub struct ReplicationCtx {
     pub tuning: Tuning,
     /// Everyone that this member streams from now, the nearest first.
     upstreams: ArcSwap<Vec<DataUuid>>,
-    /// Subscriptions of all senders: told once more when what was applied became durable.
-    streams: Mutex<HashMap<PrefixUuid, Vec<Weak<Subscription>>>>,
+    /// Bytes a second to all followers together.
+    total_rate: Mutex<TokenBucket>,
 }
 
 impl ReplicationCtx {
@@ -178,6 +179,8 @@ impl ReplicationCtx {
         catalogue: Arc<dyn CatalogueHook>,
         advertise: Endpoint,
     ) -> Self {
+        let total_rate = store.settings.load().max_total_bytes_per_second;
+        let total_rate = Mutex::new(TokenBucket::new(total_rate, clock::boot_ms()));
         Self {
             store,
             engine,
@@ -190,7 +193,7 @@ impl ReplicationCtx {
             stats: ReplicationStats::default(),
             tuning: Tuning::default(),
             upstreams: ArcSwap::default(),
-            streams: Mutex::default(),
+            total_rate,
         }
     }
 
@@ -232,28 +235,6 @@ impl ReplicationCtx {
             reign: self.store.role().promise(),
             wanted,
             path,
-        }
-    }
-
-    /// Enters a sender's subscription for [`ReplicationCtx::signal_durable`].
-    fn enter_stream(&self, prefix: PrefixUuid, subscription: &Arc<Subscription>) {
-        let mut streams = self.streams.lock();
-        let of_prefix = streams.entry(prefix).or_default();
-        of_prefix.retain(|s| s.strong_count() > 0);
-        of_prefix.push(Arc::downgrade(subscription));
-    }
-
-    /// What was applied to a prefix became durable: senders that wait for that may go on.
-    fn signal_durable(&self, prefix: PrefixUuid) {
-        let mut streams = self.streams.lock();
-        let Some(of_prefix) = streams.get_mut(&prefix) else { return };
-        of_prefix.retain(|s| {
-            let Some(subscription) = s.upgrade() else { return false };
-            subscription.signal();
-            true
-        });
-        if of_prefix.is_empty() {
-            streams.remove(&prefix);
         }
     }
 

@@ -2,10 +2,11 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use parovoz_dataplane_core::budget::{FRAME_COST, TokenBucket};
+use parovoz_dataplane_core::budget::{CompressionChoice, TokenBucket};
+use parovoz_dataplane_core::follower::PeerHello;
 use parovoz_dataplane_core::history::ResumeCheck;
 use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, ReignRef, Sequence};
 use parovoz_proto::v1;
@@ -15,17 +16,16 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::catchup::{self, Catchup, Chunk, End};
+use super::catchup::{self, Catchup, Chunk, End, Manner};
 use super::holds::{Hold, Owner};
-use super::wire::{FrameHead, frames_of, position_to, reign_ref_to};
+use super::parcel::{Packer, Parcel};
+use super::wire::{FrameHead, position_to, reign_ref_to};
 use super::{Endpoint, ReplicationCtx};
 use crate::clock;
 use crate::store::prefix::{Prefix, PrefixPhase};
-use crate::store::ring::{RingEntry, RingRead};
+use crate::store::ring::RingRead;
 use crate::store::signal::{SessionSignal, Subscription};
 
-/// Bytes of a batch in one frame: far below any limit of gRPC.
-const PART_BYTES: usize = 1 << 20;
 /// Bytes of one prefix before the next has its turn.
 const TURN_BYTES: usize = 256 << 10;
 /// Beats that only say "caught up" are at least this far apart.
@@ -44,6 +44,10 @@ pub(super) enum Control {
 pub(super) struct Link {
     pub credit: AtomicI64,
     pub signal: Arc<SessionSignal>,
+    /// The follower's latest question about the round trip, until it is answered; 0 = none.
+    pub probe: AtomicU64,
+    /// What it said of its applier then.
+    pub applier_idle_permille: AtomicU32,
 }
 
 /// Where the stream of one prefix is.
@@ -69,6 +73,8 @@ pub(super) struct Sender {
     pub control: mpsc::Receiver<Control>,
     pub link: Arc<Link>,
     pub stop: CancellationToken,
+    /// Whether the follower understands bundles and compression.
+    bundles: bool,
     cursors: HashMap<PrefixUuid, Cursor>,
     ready: VecDeque<PrefixUuid>,
     is_ready: HashSet<PrefixUuid>,
@@ -77,6 +83,11 @@ pub(super) struct Sender {
     caught_up: HashSet<PrefixUuid>,
     caught_up_at_ms: u64,
     rate: TokenBucket,
+    /// Nothing more is sent before.
+    rate_until_ms: u64,
+    choice: CompressionChoice,
+    /// What `choice` says, for the reader of the WAL.
+    compress: Arc<AtomicBool>,
 }
 
 /// Why a stream ended.
@@ -99,17 +110,19 @@ pub(super) enum Cut {
 impl Sender {
     pub fn new(
         ctx: Arc<ReplicationCtx>,
-        follower: DataUuid,
+        peer: &PeerHello,
         reign: ReignRef,
         out: mpsc::Sender<Result<v1::UpstreamMessage, Status>>,
         control: mpsc::Receiver<Control>,
         link: Arc<Link>,
         stop: CancellationToken,
     ) -> Self {
-        let rate = TokenBucket::new(ctx.store.settings.load().max_bytes_per_second, clock::boot_ms());
+        let now_ms = clock::boot_ms();
+        let rate = TokenBucket::new(ctx.store.settings.load().max_bytes_per_second, now_ms);
         Self {
             ctx,
-            follower,
+            follower: peer.data_uuid,
+            bundles: peer.takes_bundles(),
             reign,
             out,
             control,
@@ -123,6 +136,9 @@ impl Sender {
             caught_up: HashSet::new(),
             caught_up_at_ms: 0,
             rate,
+            rate_until_ms: 0,
+            choice: CompressionChoice::new(now_ms),
+            compress: Arc::default(),
         }
     }
 
@@ -150,22 +166,34 @@ impl Sender {
         let out = self.out.clone();
         loop {
             self.one_round().await?;
-            let credit = self.has_credit();
-            let more = credit && !self.ready.is_empty();
+            let may_send = self.may_send();
+            let more = may_send && !self.ready.is_empty();
             let say_caught_up = !self.caught_up.is_empty();
+            let rate_pause = self.rate_until_ms.saturating_sub(clock::boot_ms());
+            let wanting = (self.catchup.is_some() && !may_send).then(Instant::now);
             tokio::select! {
                 () = stop.cancelled() => return Err(Cut::Stopping),
                 () = out.closed() => return Err(Cut::Gone),
                 control = self.control.recv() => self.control(control.ok_or(Cut::Gone)?).await?,
                 () = signal.moved() => self.collect(),
-                chunk = next_chunk(&mut self.catchup), if credit => self.chunk(chunk).await?,
+                chunk = next_chunk(&mut self.catchup), if may_send => self.chunk(chunk).await?,
                 _ = beat.tick() => self.beat().await?,
+                () = tokio::time::sleep(Duration::from_millis(rate_pause)), if rate_pause > 0 => {}
                 () = tokio::time::sleep(Duration::from_millis(CAUGHT_UP_PAUSE_MS)), if say_caught_up && !more => {
                     self.tell_caught_up().await?;
                 }
                 () = std::future::ready(()), if more => {}
             }
+            if let Some(since) = wanting {
+                self.choice.waited(millis(since));
+            }
+            self.answer_probe().await?;
         }
+    }
+
+    /// Whether the follower granted something and no limit of bytes a second is in the way.
+    fn may_send(&self) -> bool {
+        self.has_credit() && clock::boot_ms() >= self.rate_until_ms
     }
 
     fn has_credit(&self) -> bool {
@@ -188,7 +216,7 @@ impl Sender {
     /// Gives each prefix that has something one turn.
     async fn one_round(&mut self) -> Result<(), Cut> {
         for _ in 0..self.ready.len() {
-            if !self.has_credit() {
+            if !self.may_send() {
                 return Ok(());
             }
             let Some(prefix) = self.ready.pop_front() else { return Ok(()) };
@@ -224,47 +252,60 @@ impl Sender {
                 }
             }
             RingRead::Batches(batches) => {
-                for entry in batches {
-                    if entry.last() > durable {
+                let mut packer = Packer::default();
+                let sendable = batches.iter().take_while(|entry| entry.last() <= durable);
+                let all = sendable.inspect(|entry| packer.add(entry, self.bundles)).count() == batches.len();
+                packer.close();
+                for parcel in packer.take() {
+                    if !self.may_send() {
+                        self.make_ready(uuid);
                         return Ok(());
                     }
-                    self.send_batch(uuid, &entry).await?;
-                    if !self.has_credit() {
-                        break;
-                    }
+                    self.send_parcel(uuid, parcel).await?;
                 }
-                self.make_ready(uuid);
+                // What is not durable yet is signalled once it is.
+                if all {
+                    self.make_ready(uuid);
+                }
             }
         }
         Ok(())
     }
 
-    async fn send_batch(&mut self, uuid: PrefixUuid, entry: &RingEntry) -> Result<(), Cut> {
+    async fn send_parcel(&mut self, uuid: PrefixUuid, parcel: Parcel) -> Result<(), Cut> {
         let Some(cursor) = self.cursors.get_mut(&uuid) else { return Ok(()) };
-        cursor.sent = entry.last();
-        let head = cursor.head.clone();
-        let pause = self.rate.take(entry.bytes.len() as u64, clock::boot_ms());
-        if pause > 0 {
-            tokio::time::sleep(Duration::from_millis(pause)).await;
+        cursor.sent = parcel.last;
+        let cost = i64::try_from(parcel.cost).unwrap_or(i64::MAX);
+        self.link.credit.fetch_sub(cost, Ordering::AcqRel);
+        let now_ms = clock::boot_ms();
+        let own_pause = self.rate.take(parcel.wire, now_ms);
+        let pause = self.ctx.total_rate.lock().take(parcel.wire, now_ms).max(own_pause);
+        self.rate_until_ms = self.rate_until_ms.max(now_ms + pause);
+        self.ctx.stats.bytes_sent.add(parcel.raw);
+        self.ctx.stats.wire_bytes_sent.add(parcel.wire);
+        if cursor.catching_up {
+            self.choice.sent(parcel.raw, parcel.wire, parcel.compress_us);
         }
-        for frame in frames_of(&head, entry, PART_BYTES) {
-            let cost = frame.payload.len() as u64 + FRAME_COST;
-            self.link.credit.fetch_sub(i64::try_from(cost).unwrap_or(i64::MAX), Ordering::AcqRel);
-            self.send(Message::Frame(frame)).await?;
+        for message in parcel.messages(&cursor.head) {
+            self.send(message).await?;
             self.ctx.stats.frames_sent.inc();
         }
-        self.ctx.stats.bytes_sent.add(entry.bytes.len() as u64);
         Ok(())
     }
 
-    async fn send(&self, message: Message) -> Result<(), Cut> {
+    async fn send(&mut self, message: Message) -> Result<(), Cut> {
         let deadline = self.ctx.tuning.send_deadline;
         let message = match self.out.try_send(Ok(v1::UpstreamMessage { message: Some(message) })) {
             Ok(()) => return Ok(()),
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(Cut::Gone),
             Err(mpsc::error::TrySendError::Full(message)) => message,
         };
-        match tokio::time::timeout(deadline, self.out.send(message)).await {
+        let since = Instant::now();
+        let sent = tokio::time::timeout(deadline, self.out.send(message)).await;
+        if self.catchup.is_some() {
+            self.choice.waited(millis(since));
+        }
+        match sent {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Cut::Gone),
             Err(_) => Err(Cut::Slow(deadline)),
@@ -284,9 +325,9 @@ impl Sender {
         while self.catchup.is_none() {
             let Some(uuid) = self.catchup_queue.pop_front() else { return };
             if let Some(cursor) = self.cursors.get(&uuid).filter(|c| c.catching_up) {
-                let durable_only = self.ctx.syncs();
-                self.catchup =
-                    Some(catchup::start(cursor.prefix.clone(), cursor.head.attempt, cursor.sent, durable_only));
+                let manner =
+                    Manner { durable_only: self.ctx.syncs(), bundles: self.bundles, compress: self.compress.clone() };
+                self.catchup = Some(catchup::start(cursor.prefix.clone(), cursor.head.attempt, cursor.sent, manner));
             }
         }
     }
@@ -295,11 +336,10 @@ impl Sender {
         let Some((uuid, attempt)) = self.catchup.as_ref().map(|c| (c.prefix, c.attempt)) else { return Ok(()) };
         let current = self.cursors.get(&uuid).is_some_and(|c| c.head.attempt == attempt && c.catching_up);
         match chunk {
-            Some(Chunk::Batches(batches)) if current => {
-                for entry in &batches {
-                    self.ctx.stats.catchup_bytes.add(entry.bytes.len() as u64);
-                    self.send_batch(uuid, entry).await?;
-                }
+            Some(Chunk::Parcel(parcel)) if current => {
+                self.ctx.stats.catchup_bytes.add(parcel.raw);
+                self.send_parcel(uuid, parcel).await?;
+                self.judge_compression();
                 if self.cursors.get(&uuid).is_some_and(|c| c.subscription.is_cut()) {
                     self.end_prefix(uuid, busy("its copy here was exchanged")).await?;
                 }
@@ -325,6 +365,22 @@ impl Sender {
         self.catchup = None;
         self.next_catchup();
         Ok(())
+    }
+
+    fn judge_compression(&mut self) {
+        if self.bundles {
+            self.compress.store(self.choice.judge(clock::boot_ms()), Ordering::Relaxed);
+        }
+    }
+
+    /// Answers the follower's question about the round trip.
+    async fn answer_probe(&mut self) -> Result<(), Cut> {
+        let probe = self.link.probe.swap(0, Ordering::AcqRel);
+        if probe == 0 {
+            return Ok(());
+        }
+        self.choice.follower_idle(self.link.applier_idle_permille.load(Ordering::Relaxed));
+        self.send_beat(|_| false, probe).await
     }
 
     async fn control(&mut self, control: Control) -> Result<(), Cut> {
@@ -366,7 +422,7 @@ impl Sender {
         self.refuse(prefix, attempt, reason).await
     }
 
-    async fn refuse(&self, prefix: PrefixUuid, attempt: u64, reason: Reason) -> Result<(), Cut> {
+    async fn refuse(&mut self, prefix: PrefixUuid, attempt: u64, reason: Reason) -> Result<(), Cut> {
         let refusal = v1::Refusal { prefix_uuid: prefix.to_string(), attempt, reason: Some(reason) };
         self.send(Message::Refusal(refusal)).await
     }
@@ -384,7 +440,6 @@ impl Sender {
             prefix.unsubscribe(&subscription);
             return self.refuse(uuid, attempt, reason).await;
         }
-        self.ctx.enter_stream(uuid, &subscription);
         let hold = Hold {
             owner: Owner::Follower(self.follower),
             prefix: Some(uuid),
@@ -441,7 +496,7 @@ impl Sender {
     async fn tell_caught_up(&mut self) -> Result<(), Cut> {
         self.caught_up_at_ms = clock::boot_ms();
         let caught_up = std::mem::take(&mut self.caught_up);
-        self.send_beat(|uuid| caught_up.contains(uuid)).await
+        self.send_beat(|uuid| caught_up.contains(uuid), 0).await
     }
 
     async fn beat(&mut self) -> Result<(), Cut> {
@@ -453,8 +508,11 @@ impl Sender {
         if self.ctx.upstreams.load().contains(&self.follower) {
             return Err(Cut::RoleChanged);
         }
-        self.rate.set_rate(self.ctx.store.settings.load().max_bytes_per_second, clock::boot_ms());
-        self.send_beat(|_| true).await?;
+        let (settings, now_ms) = (self.ctx.store.settings.load(), clock::boot_ms());
+        self.rate.set_rate(settings.max_bytes_per_second, now_ms);
+        self.ctx.total_rate.lock().set_rate(settings.max_total_bytes_per_second, now_ms);
+        self.judge_compression();
+        self.send_beat(|_| true, 0).await?;
         // A prefix whose signal was lost must not wait for its next write.
         let stale: Vec<PrefixUuid> = self
             .cursors
@@ -466,7 +524,7 @@ impl Sender {
         Ok(())
     }
 
-    async fn send_beat(&mut self, wanted: impl Fn(&PrefixUuid) -> bool) -> Result<(), Cut> {
+    async fn send_beat(&mut self, wanted: impl Fn(&PrefixUuid) -> bool, probe: u64) -> Result<(), Cut> {
         let mut latest = Vec::new();
         for (uuid, cursor) in self.cursors.iter_mut().filter(|(uuid, _)| wanted(uuid)) {
             let position = cursor.prefix.position_at(cursor.prefix.applied());
@@ -485,9 +543,14 @@ impl Sender {
             primary_data_uuid: role.reign.as_ref().map(|r| r.primary.to_string()).unwrap_or_default(),
             primary_replication_address: primary.map(|p| p.replication.clone()).unwrap_or_default(),
             primary_client_address: primary.map(|p| p.client.clone()).unwrap_or_default(),
+            probe,
         };
         self.send(Message::Beat(beat)).await
     }
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn busy(why: &str) -> Reason {

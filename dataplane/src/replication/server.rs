@@ -221,7 +221,7 @@ impl Replication for Service {
         tracing::info!(follower = %peer.data_uuid, epoch = %reign.epoch, "begin stream");
         let ended = CancellationToken::new();
         tokio::spawn(read_follower(incoming, link.clone(), to_sender, ended.clone()));
-        let sender = Sender::new(self.ctx.clone(), peer.data_uuid, reign, out, control, link, token);
+        let sender = Sender::new(self.ctx.clone(), &peer, reign, out, control, link, token);
         let ctx = self.ctx.clone();
         tokio::spawn(async move {
             ctx.stats.followers.inc();
@@ -256,8 +256,7 @@ impl Replication for Service {
         let Admitted { peer, reign, whole } = self.admit(request.hello.as_ref())?;
         let mut own = self.ctx.own(Some(peer.data_uuid));
         own.reign = Some(reign);
-        let prefix = prefix_from(&request.prefix_uuid)?;
-        let mut snapshot = self.snapshots.open(peer.data_uuid, prefix, &request.snapshot_id).await?;
+        let mut snapshot = self.snapshots.open(peer.data_uuid, &request).await?;
         snapshot.hello = Some(hello_to(&own, whole.as_ref()));
         Ok(Response::new(snapshot))
     }
@@ -316,6 +315,10 @@ fn read_message(message: v1::FollowerMessage, link: &Link) -> Result<Option<Cont
         FromFollower::CancelPrefixUuid(prefix) => Ok(Some(Control::Cancel(prefix_from(&prefix)?))),
         FromFollower::Credit(credit) => {
             link.credit.fetch_add(i64::try_from(credit.bytes).unwrap_or(i64::MAX / 2), Ordering::AcqRel);
+            if credit.probe > 0 {
+                link.applier_idle_permille.store(credit.applier_idle_permille, Ordering::Relaxed);
+                link.probe.store(credit.probe, Ordering::Release);
+            }
             link.signal.wake();
             let durable = latest_from(&credit.durable)?;
             Ok(if durable.is_empty() { None } else { Some(Control::Durable(durable)) })
@@ -419,6 +422,9 @@ impl AckTaker {
             self.ctx.member.echoed(self.member, reign, beat.promise_for_ms);
         }
         self.ctx.stats.acks_received.inc();
+        if let Some(rate) = beat.bytes_per_second {
+            self.ctx.acks.lock().note_rate(self.session, self.member, rate);
+        }
         let required = self.ctx.store.role().required_acks();
         for ack in &beat.acks {
             let (prefix, positions) = wire::ack_from(ack)?;

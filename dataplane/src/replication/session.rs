@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parovoz_dataplane_core::follower::{BootstrapCause, Effect, Event, Miss, Session, StreamState, check_upstream};
+use parovoz_dataplane_core::follower::{
+    BootstrapCause, Effect, Event, Miss, ReceivedBatch, Session, StreamState, check_upstream,
+};
 use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, Reign, ReignRef};
 use parovoz_proto::v1;
 use parovoz_proto::v1::follower_message::Message as ToUpstream;
@@ -17,9 +19,11 @@ use tonic::Streaming;
 use super::ReplicationCtx;
 use super::apply::{Report, SessionLink};
 use super::client::{LinkError, Shared, connect};
+use super::parcel::Unpacker;
 use super::progress::SessionPhase;
 use super::wire::{
-    WireError, frame_from, hello_from, hello_to, latest_from, position_to, refusal_from, reign_from, reign_ref_from,
+    WireError, bundle_from, frame_from, hello_from, hello_to, latest_from, position_to, refusal_from, reign_from,
+    reign_ref_from,
 };
 use crate::clock;
 use crate::store::Endpoint;
@@ -31,6 +35,8 @@ const QUEUE: usize = 4096;
 const TICK: Duration = Duration::from_millis(50);
 /// Prefixes named in one line of lag.
 const LAG_LINES: usize = 5;
+/// After so long a question about the round trip is given up.
+const PROBE_PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between warnings about lag.
 const WARN_PAUSE: Duration = Duration::from_secs(10);
 
@@ -58,13 +64,14 @@ async fn open(
         // The channel is new and empty.
         let _ = tx.try_send(v1::FollowerMessage { message: Some(ToUpstream::Hello(hello_to(&own, None))) });
         let mut client = ReplicationClient::new(channel);
+        let asked = Instant::now();
         let mut incoming = client.stream(ReceiverStream::new(rx)).await?.into_inner();
         let Some(FromUpstream::Hello(hello)) = incoming.message().await?.ok_or(LinkError::Closed)?.message else {
             return Err(WireError::Missing("hello").into());
         };
-        Ok::<_, LinkError>((tx, incoming, hello))
+        Ok::<_, LinkError>((tx, incoming, hello, millis(asked)))
     };
-    let (tx, incoming, hello) = tokio::select! {
+    let (tx, incoming, hello, round_trip_ms) = tokio::select! {
         () = shared.stop.cancelled() => return Ok(None),
         // A dead upstream must not keep this member from the next one.
         () = reordered(ctx, upstream) => return Ok(None),
@@ -89,12 +96,15 @@ async fn open(
         }
     };
     let (link, reports) = SessionLink::new();
-    let core = Session::new(reign, ctx.store.settings.load().max_batch_bytes, ctx.largest_batch());
+    let mut effects = Vec::new();
+    let settings = ctx.store.settings.load();
+    let mut core = Session::new(reign, settings.min_batch_bytes, settings.max_batch_bytes, ctx.largest_batch());
+    core.step(clock::boot_ms(), Event::RoundTrip { ms: round_trip_ms }, &mut effects)?;
     ctx.upstreams.store(Arc::new(peer.path));
     ctx.stats.sessions.inc();
     let upstream_is_primary = ctx.store.role().reign.as_ref().is_some_and(|r| r.primary == peer.data_uuid);
     tracing::info!(upstream = %peer.data_uuid, address = %upstream.replication, epoch = %reign.epoch, "follow upstream");
-    let live = Live {
+    let mut live = Live {
         shared: shared.clone(),
         upstream: upstream.clone(),
         pull,
@@ -109,8 +119,13 @@ async fn open(
         told_durable: HashMap::new(),
         renewed: Instant::now(),
         effects: Vec::new(),
+        unpacker: Unpacker::default(),
+        probe: Probe { number: 0, asked: None, busy_us: shared.appliers.busy_us() },
         lag: LagLog { applied: HashMap::new(), at: Instant::now(), warned: None },
     };
+    for effect in effects {
+        live.perform(effect)?;
+    }
     Ok(Some((live, incoming)))
 }
 
@@ -162,7 +177,19 @@ struct Live {
     told_durable: HashMap<PrefixUuid, Position>,
     renewed: Instant,
     effects: Vec<Effect>,
+    unpacker: Unpacker,
+    probe: Probe,
     lag: LagLog,
+}
+
+/// Questions to the upstream that tell the round trip.
+#[derive(Debug)]
+struct Probe {
+    number: u64,
+    /// When the last one was sent; `None` = it was answered.
+    asked: Option<Instant>,
+    /// How long the appliers had worked by then.
+    busy_us: Vec<u64>,
 }
 
 impl Live {
@@ -260,9 +287,22 @@ impl Live {
     fn step(&mut self, event: Event) -> Result<(), LinkError> {
         let mut effects = std::mem::take(&mut self.effects);
         let stepped = self.core.step(clock::boot_ms(), event, &mut effects);
-        for effect in effects.drain(..) {
-            self.perform(effect)?;
+        let mut effects_left = effects.drain(..).peekable();
+        while let Some(effect) = effects_left.next() {
+            let Effect::Apply { prefix, batch } = effect else {
+                self.perform(effect)?;
+                continue;
+            };
+            // What came together is handed on together.
+            let mut batches = vec![batch];
+            while let Some(Effect::Apply { batch, .. }) =
+                effects_left.next_if(|next| matches!(next, Effect::Apply { prefix: of, .. } if *of == prefix))
+            {
+                batches.push(batch);
+            }
+            self.apply(prefix, batches);
         }
+        drop(effects_left);
         self.effects = effects;
         Ok(stepped?)
     }
@@ -270,11 +310,15 @@ impl Live {
     fn message(&mut self, message: FromUpstream) -> Result<(), LinkError> {
         match message {
             FromUpstream::Hello(_) => Err(WireError::Malformed("a second hello").into()),
-            FromUpstream::Frame(frame) => {
-                let stats = &self.ctx().stats;
-                stats.frames_received.inc();
-                stats.bytes_received.add(frame.payload.len() as u64);
+            FromUpstream::Frame(mut frame) => {
+                self.unpacker.frame(&mut frame)?;
+                self.count(frame.payload.len());
                 self.step(Event::Frame(frame_from(frame)?))
+            }
+            FromUpstream::Bundle(mut bundle) => {
+                self.unpacker.bundle(&mut bundle)?;
+                self.count(bundle.payload.len());
+                self.step(Event::Bundle(bundle_from(bundle)?))
             }
             FromUpstream::Refusal(refusal) => {
                 let (prefix, attempt, reason) = refusal_from(refusal)?;
@@ -284,6 +328,11 @@ impl Live {
             FromUpstream::Beat(beat) => {
                 let reign = reign_ref_from(beat.reign.as_ref().ok_or(WireError::Missing("reign"))?)?;
                 self.step(Event::Beat { reign, latest: latest_from(&beat.latest)? })?;
+                if beat.probe == self.probe.number
+                    && let Some(asked) = self.probe.asked.take()
+                {
+                    self.step(Event::RoundTrip { ms: millis(asked) })?;
+                }
                 self.shared.set_primary_hint(reign, &beat.primary_replication_address);
                 if self.upstream_is_primary {
                     self.ctx().store.note_heard_primary();
@@ -293,10 +342,16 @@ impl Live {
         }
     }
 
+    fn count(&self, bytes: usize) {
+        let stats = &self.ctx().stats;
+        stats.frames_received.inc();
+        stats.bytes_received.add(bytes as u64);
+    }
+
     fn report(&mut self, report: Report) -> Result<(), LinkError> {
         match report {
-            Report::Applied { prefix, cost, queued_ms, ran_dry } => {
-                self.step(Event::Applied { prefix, cost, queued_ms, ran_dry })
+            Report::Applied { prefix, cost, busy_us, pass_us } => {
+                self.step(Event::Applied { prefix, cost, busy_us, pass_us })
             }
             Report::Failed { prefix, attempt, at, cost } => self.step(Event::ApplyFailed { prefix, attempt, at, cost }),
         }
@@ -309,16 +364,9 @@ impl Live {
                 self.send(ToUpstream::Resume(resume))
             }
             Effect::Cancel(prefix) => self.send(ToUpstream::CancelPrefixUuid(prefix.to_string())),
-            Effect::Grant(bytes) => self.send(ToUpstream::Credit(v1::Credit { bytes, durable: Vec::new() })),
+            Effect::Grant(bytes) => self.send(ToUpstream::Credit(v1::Credit { bytes, ..v1::Credit::default() })),
             Effect::Apply { prefix, batch } => {
-                if let Some(prefix) = self.prefixes.get(&prefix) {
-                    let position = Position { epoch: batch.epoch, sequence: batch.first.last_of(batch.count) };
-                    prefix.note_received(position.sequence);
-                    if prefix.upstream_latest() < position {
-                        prefix.set_upstream_latest(position);
-                    }
-                    self.shared.appliers.apply(&self.link, prefix, batch);
-                }
+                self.apply(prefix, vec![batch]);
                 Ok(())
             }
             Effect::StartBootstrap { prefix, cause } => {
@@ -354,6 +402,17 @@ impl Live {
                 Ok(())
             }
         }
+    }
+
+    /// Hands batches that follow each other to the apply thread.
+    fn apply(&self, prefix: PrefixUuid, batches: Vec<ReceivedBatch>) {
+        let (Some(prefix), Some(last)) = (self.prefixes.get(&prefix), batches.last()) else { return };
+        let position = Position { epoch: last.epoch, sequence: last.first.last_of(last.count) };
+        prefix.note_received(position.sequence);
+        if prefix.upstream_latest() < position {
+            prefix.set_upstream_latest(position);
+        }
+        self.shared.appliers.apply(&self.link, prefix, batches);
     }
 
     fn start_bootstrap(&mut self, uuid: PrefixUuid, cause: BootstrapCause) {
@@ -399,14 +458,29 @@ impl Live {
             self.renewed = Instant::now();
             self.told_durable.clear();
         }
-        if !durable.is_empty() {
-            self.send(ToUpstream::Credit(v1::Credit { bytes: 0, durable }))?;
-        }
+        self.ask(durable)?;
         let warning = self.ctx().store.settings.load().lag_warning_sequences;
         self.lag.tell(&self.prefixes, warning);
         let states = self.core.prefixes().collect();
         self.shared.board.update(|s| s.prefixes = states);
         Ok(())
+    }
+
+    /// Tells what became durable, and asks for the round trip.
+    fn ask(&mut self, durable: Vec<v1::PrefixLatest>) -> Result<(), LinkError> {
+        let busy_us = self.shared.appliers.busy_us();
+        let busiest = busy_us.iter().zip(&self.probe.busy_us).map(|(now, then)| now.saturating_sub(*then)).max();
+        let passed = u64::try_from(self.lag.at.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+        let busy = (busiest.unwrap_or(0).saturating_mul(1000) / passed).min(1000);
+        self.probe.busy_us = busy_us;
+        // One question at a time: an upstream of the first version never answers.
+        if self.probe.asked.is_none_or(|at| at.elapsed() > PROBE_PATIENCE) {
+            self.probe.number += 1;
+            self.probe.asked = Some(Instant::now());
+        }
+        let applier_idle_permille = 1000 - u32::try_from(busy).unwrap_or(1000);
+        let credit = v1::Credit { bytes: 0, durable, probe: self.probe.number, applier_idle_permille };
+        self.send(ToUpstream::Credit(credit))
     }
 
     fn close(&mut self) {
@@ -422,6 +496,10 @@ impl Live {
         });
         self.ctx().store.note_change();
     }
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The lines about what came, at most once a second.

@@ -1,4 +1,5 @@
-//! Snapshots of prefixes that other members copy from here: a checkpoint, and a hold on the WAL from its position on.
+//! Snapshots of prefixes that other members copy from here: a checkpoint, and a hold on the WAL from its position on. Who
+//! copies from another member and streams from this one has a snapshot without files here: the hold alone.
 //!
 //! Invariant: the hold is taken before the checkpoint and lives exactly as long as the snapshot is open; each read renews both.
 
@@ -21,9 +22,9 @@ use uuid::Uuid;
 
 use super::ReplicationCtx;
 use super::holds::{Hold, Owner};
-use super::wire::position_to;
+use super::wire::{position_from, position_to, prefix_from};
 use crate::clock;
-use crate::store::prefix::{Prefix, PrefixPhase};
+use crate::store::prefix::{Copy, Prefix, PrefixPhase};
 
 /// Bytes of one chunk.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -40,7 +41,8 @@ struct OpenSnapshot {
     prefix_name: String,
     sequence_offset: u64,
     held_after: Position,
-    dir: PathBuf,
+    /// None of a hold alone.
+    dir: Option<PathBuf>,
     files: Vec<v1::SnapshotFile>,
     expires_ms: AtomicU64,
 }
@@ -57,6 +59,8 @@ pub(super) struct Snapshots {
 enum OpenError {
     #[error("open snapshot: {0}")]
     Unavailable(&'static str),
+    #[error("hold WAL after {after}: {why}")]
+    NotHeld { after: Position, why: String },
     #[error("open snapshot: {0}")]
     Disk(#[from] std::io::Error),
     #[error("open snapshot: {0}")]
@@ -67,6 +71,7 @@ impl From<OpenError> for Status {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Unavailable(_) => Self::unavailable(error.to_string()),
+            OpenError::NotHeld { .. } => Self::out_of_range(error.to_string()),
             OpenError::Disk(_) | OpenError::Engine(_) => {
                 tracing::error!(%error, "open snapshot for a follower");
                 Self::internal(error.to_string())
@@ -80,10 +85,11 @@ impl Snapshots {
         Self { ctx, open: Mutex::default() }
     }
 
-    /// Opens a snapshot, or answers the one that is open under `id`.
-    pub async fn open(&self, reader: DataUuid, prefix: PrefixUuid, id: &str) -> Result<v1::Snapshot, Status> {
-        if !id.is_empty() {
-            let snapshot = self.find(id)?;
+    /// Opens a snapshot, or answers the one that is open under the wanted identity.
+    pub async fn open(&self, reader: DataUuid, request: &v1::OpenSnapshotRequest) -> Result<v1::Snapshot, Status> {
+        let prefix = prefix_from(&request.prefix_uuid)?;
+        if !request.snapshot_id.is_empty() {
+            let snapshot = self.find(&request.snapshot_id)?;
             if snapshot.reader != reader || snapshot.prefix != prefix {
                 return Err(Status::not_found("open snapshot: it was opened by another member or for another prefix"));
             }
@@ -91,12 +97,21 @@ impl Snapshots {
         }
         let present = self.ctx.store.prefix_by_uuid(prefix).filter(|p| !p.is_dropped());
         let present = present.ok_or_else(|| Status::unavailable("open snapshot: there is no such prefix here"))?;
+        let kind = request.kind();
+        if kind == v1::SnapshotKind::Position {
+            // Of a copy that is not whole here nobody must take the position for the whole.
+            let latest = complete(&self.ctx, &present).map(|_| present.position_at(present.applied()))?;
+            return Ok(v1::Snapshot { latest: Some(position_to(latest)), ..v1::Snapshot::default() });
+        }
         self.close_matching(|s| s.reader == reader && s.prefix == prefix).await;
         if self.open.lock().len() >= MAX_OPEN {
             return Err(Status::unavailable("open snapshot: too many are open"));
         }
-        let ctx = self.ctx.clone();
-        let made = tokio::task::spawn_blocking(move || make(&ctx, &present, reader));
+        let (ctx, after) = (self.ctx.clone(), position_from(request.hold_after));
+        let made = tokio::task::spawn_blocking(move || match kind {
+            v1::SnapshotKind::Hold => hold(&ctx, &present, reader, after),
+            v1::SnapshotKind::Files | v1::SnapshotKind::Position => make(&ctx, &present, reader),
+        });
         let snapshot = Arc::new(made.await.map_err(|_| Status::internal("open snapshot: cut off"))??);
         let message = self.message(&snapshot);
         tracing::info!(reader = %reader, prefix = %snapshot.prefix_name, snapshot = %snapshot.id, held_after = %snapshot.held_after,
@@ -125,7 +140,9 @@ impl Snapshots {
     }
 
     fn message(&self, snapshot: &OpenSnapshot) -> v1::Snapshot {
+        let latest = self.ctx.store.prefix_by_uuid(snapshot.prefix).map(|p| position_to(p.position_at(p.applied())));
         v1::Snapshot {
+            latest,
             snapshot_id: snapshot.id.to_string(),
             prefix_uuid: snapshot.prefix.to_string(),
             prefix_name: snapshot.prefix_name.clone(),
@@ -167,7 +184,8 @@ impl Snapshots {
         tx: &mpsc::Sender<Result<v1::FileChunk, Status>>,
     ) -> Result<(), Status> {
         let fail = |e: std::io::Error| Status::internal(format!("read file: {e}"));
-        let mut file = File::open(snapshot.dir.join(&request.name)).map_err(fail)?;
+        let dir = snapshot.dir.as_ref().ok_or_else(|| Status::not_found("read file: the snapshot has no files"))?;
+        let mut file = File::open(dir.join(&request.name)).map_err(fail)?;
         // The checksum of the whole file needs what the reader has already.
         let mut file_crc = crc_of(&mut file, request.offset).map_err(fail)?;
         file.seek(SeekFrom::Start(request.offset)).map_err(fail)?;
@@ -220,7 +238,7 @@ impl Snapshots {
             self.ctx.holds.lock().remove(&Owner::Snapshot(snapshot.id));
             self.ctx.stats.snapshots_open.dec();
             tracing::info!(prefix = %snapshot.prefix_name, snapshot = %snapshot.id, "close snapshot");
-            let dir = snapshot.dir.clone();
+            let Some(dir) = snapshot.dir.clone() else { continue };
             // A panic in it was reported where it happened; what is left is removed at the next start.
             let _ = tokio::task::spawn_blocking(move || remove(&dir)).await;
         }
@@ -235,13 +253,52 @@ fn remove(dir: &Path) {
     }
 }
 
-/// Makes the checkpoint; blocks.
-fn make(ctx: &ReplicationCtx, prefix: &Prefix, reader: DataUuid) -> Result<OpenSnapshot, OpenError> {
+/// The copy, if it is whole: only such a one is a source.
+fn complete(ctx: &ReplicationCtx, prefix: &Prefix) -> Result<Arc<Copy>, OpenError> {
     let copy = prefix.copy().ok_or(OpenError::Unavailable("there is no copy of the prefix here"))?;
     if matches!(prefix.phase(), PrefixPhase::Bootstrapping | PrefixPhase::Stopped { .. }) || ctx.is_below_floor(prefix)
     {
         return Err(OpenError::Unavailable("the prefix is not complete here"));
     }
+    Ok(copy)
+}
+
+/// Holds the WAL after a position of another member's copy, if that is in the history here and can still be streamed; blocks.
+fn hold(ctx: &ReplicationCtx, prefix: &Prefix, reader: DataUuid, after: Position) -> Result<OpenSnapshot, OpenError> {
+    let copy = complete(ctx, prefix)?;
+    let refuse = |why: String| OpenError::NotHeld { after, why };
+    let latest = prefix.position_at(prefix.applied());
+    if after.sequence > latest.sequence {
+        return Err(refuse(format!("this member is at {latest}")));
+    }
+    if prefix.position_at(after.sequence) != after {
+        return Err(refuse(format!("here it is {}", prefix.position_at(after.sequence))));
+    }
+    let id = Uuid::new_v4();
+    let owner = Owner::Snapshot(id);
+    let expires_ms = ctx.hold_expiry_ms();
+    // First the hold, then the look: what is there now stays.
+    ctx.holds.lock().put(Hold { owner: owner.clone(), prefix: Some(prefix.uuid), after: after.sequence, expires_ms });
+    let checked = copy.db.oldest_in_wal().map_err(OpenError::from).and_then(|oldest| {
+        if oldest <= after.sequence.next() { Ok(()) } else { Err(refuse(format!("the oldest kept is {oldest}"))) }
+    });
+    checked.inspect_err(|_| ctx.holds.lock().remove(&owner))?;
+    Ok(OpenSnapshot {
+        id,
+        reader,
+        prefix: prefix.uuid,
+        prefix_name: prefix.name.to_string(),
+        sequence_offset: copy.sequence_offset,
+        held_after: after,
+        dir: None,
+        files: Vec::new(),
+        expires_ms: AtomicU64::new(expires_ms),
+    })
+}
+
+/// Makes the checkpoint; blocks.
+fn make(ctx: &ReplicationCtx, prefix: &Prefix, reader: DataUuid) -> Result<OpenSnapshot, OpenError> {
+    let copy = complete(ctx, prefix)?;
     let id = Uuid::new_v4();
     let owner = Owner::Snapshot(id);
     let held_after = prefix.position_at(prefix.applied());
@@ -268,17 +325,13 @@ fn make(ctx: &ReplicationCtx, prefix: &Prefix, reader: DataUuid) -> Result<OpenS
         prefix_name: prefix.name.to_string(),
         sequence_offset: copy.sequence_offset,
         held_after,
-        dir,
+        dir: Some(dir),
         files,
         expires_ms: AtomicU64::new(expires_ms),
     })
 }
 
-fn checkpoint(
-    prefix: &Prefix,
-    copy: &Arc<crate::store::prefix::Copy>,
-    dir: &Path,
-) -> Result<Vec<v1::SnapshotFile>, OpenError> {
+fn checkpoint(prefix: &Prefix, copy: &Arc<Copy>, dir: &Path) -> Result<Vec<v1::SnapshotFile>, OpenError> {
     copy.db.checkpoint(dir)?;
     // What the checkpoint shows must not be lost here while it lives on elsewhere.
     prefix.sync()?;

@@ -24,6 +24,9 @@ pub(super) struct Manifest {
     pub format: u32,
     pub snapshot_id: String,
     pub source: DataUuid,
+    /// Where that member was reached: a copy goes on there whoever is asked for new ones.
+    #[serde(default)]
+    pub source_address: String,
     pub sequence_offset: u64,
     pub held_after: Position,
     pub files: Vec<StagedFile>,
@@ -75,6 +78,7 @@ impl Manifest {
     pub fn prepare(
         snapshot: &v1::Snapshot,
         source: DataUuid,
+        source_address: &str,
         held_after: Position,
         staging: &Path,
         before: Option<&Self>,
@@ -111,7 +115,8 @@ impl Manifest {
             todos.push(todo);
         }
         let (snapshot_id, sequence_offset) = (snapshot.snapshot_id.clone(), snapshot.sequence_offset);
-        Ok((Self { format: FORMAT, snapshot_id, source, sequence_offset, held_after, files }, todos))
+        let source_address = source_address.to_owned();
+        Ok((Self { format: FORMAT, snapshot_id, source, source_address, sequence_offset, held_after, files }, todos))
     }
 
     /// Bytes of all files.
@@ -163,7 +168,7 @@ mod tests {
     }
 
     fn prepare(dir: &Path, snapshot: &v1::Snapshot, before: Option<&Manifest>) -> (Manifest, Vec<Todo>) {
-        Manifest::prepare(snapshot, DataUuid(Uuid::nil()), Position::ZERO, dir, before).unwrap()
+        Manifest::prepare(snapshot, DataUuid(Uuid::nil()), "", Position::ZERO, dir, before).unwrap()
     }
 
     #[test]

@@ -32,18 +32,22 @@ impl Counter {
 /// All counters since the start of the process. Gauges say so.
 #[derive(Debug, Default)]
 pub struct ReplicationStats {
-    /// Frames sent to followers.
+    /// Frames and bundles sent to followers.
     pub frames_sent: Counter,
-    /// Bytes of batches sent to followers.
+    /// Bytes of batches sent to followers, as they are without compression.
     pub bytes_sent: Counter,
+    /// Bytes of batches sent to followers, as they went over the wire.
+    pub wire_bytes_sent: Counter,
     /// Bytes of batches that were read back from the WAL for followers.
     pub catchup_bytes: Counter,
-    /// Frames taken from the upstream.
+    /// Frames and bundles taken from the upstream.
     pub frames_received: Counter,
-    /// Bytes of batches taken from the upstream.
+    /// Bytes of batches taken from the upstream, as they are without compression.
     pub bytes_received: Counter,
     /// Records applied.
     pub records_applied: Counter,
+    /// Bytes of batches applied.
+    pub bytes_applied: Counter,
     /// Batches that did not follow the one before.
     pub gaps: Counter,
     /// Batches and chunks with a wrong checksum.

@@ -1,14 +1,11 @@
 //! Between the messages of the wire and the types of the core. Whatever a peer sends is checked here first.
 
-use bytes::Bytes;
 use parovoz_dataplane_core::acks::AckPositions;
-use parovoz_dataplane_core::follower::{FrameIn, Own, PeerHello, RefusalReason};
+use parovoz_dataplane_core::follower::{BundleIn, FrameIn, Own, PeerHello, RefusalReason};
 use parovoz_dataplane_core::types::{
     DataUuid, Epoch, Mode, Position, PrefixUuid, Reign, ReignId, ReignRef, Sequence, StoreUid,
 };
 use parovoz_proto::v1;
-
-use crate::store::ring::RingEntry;
 
 /// Why a message of a peer can't be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -136,10 +133,8 @@ pub(super) fn hello_from(hello: &v1::Hello) -> Result<PeerHello, WireError> {
     })
 }
 
+/// A frame whose payload was unpacked already.
 pub(super) fn frame_from(f: v1::Frame) -> Result<FrameIn, WireError> {
-    if f.compression != i32::from(v1::Compression::None) {
-        return Err(WireError::Malformed("compression"));
-    }
     Ok(FrameIn {
         prefix: prefix_from(&f.prefix_uuid)?,
         attempt: f.attempt,
@@ -163,29 +158,18 @@ pub(super) struct FrameHead {
     pub reign: v1::ReignRef,
 }
 
-/// The frames of one batch, in parts of at most `part` bytes.
-pub(super) fn frames_of<'a>(
-    head: &'a FrameHead,
-    entry: &'a RingEntry,
-    part: usize,
-) -> impl Iterator<Item = v1::Frame> + 'a {
-    let crc = crc32c::crc32c(&entry.bytes);
-    (0..entry.bytes.len()).step_by(part).map(move |offset| {
-        let payload: Bytes = entry.bytes.slice(offset..entry.bytes.len().min(offset + part));
-        v1::Frame {
-            prefix_uuid: head.prefix_uuid.clone(),
-            attempt: head.attempt,
-            reign: Some(head.reign.clone()),
-            epoch: entry.epoch.0,
-            first_sequence: entry.first.0,
-            count: entry.count,
-            crc32c: crc,
-            payload,
-            total_bytes: entry.bytes.len() as u64,
-            offset: offset as u64,
-            compression: v1::Compression::None.into(),
-            committed_at_ms: entry.committed_at_ms,
-        }
+/// A bundle whose payload was unpacked already.
+pub(super) fn bundle_from(b: v1::Bundle) -> Result<BundleIn, WireError> {
+    Ok(BundleIn {
+        prefix: prefix_from(&b.prefix_uuid)?,
+        attempt: b.attempt,
+        reign: reign_ref_from(b.reign.as_ref().ok_or(WireError::Missing("reign"))?)?,
+        epoch: Epoch(b.epoch),
+        first: Sequence(b.first_sequence),
+        lengths: b.lengths,
+        crc32c: b.crc32c,
+        payload: b.payload,
+        committed_at_ms: b.committed_at_ms,
     })
 }
 
@@ -242,20 +226,5 @@ mod tests {
         assert_eq!(reign_from(&reign_to(&reign)).unwrap(), reign);
         let stranger = Reign { primary: DataUuid(Uuid::from_u128(9)), ..reign };
         assert!(reign_from(&reign_to(&stranger)).is_err());
-    }
-
-    #[test]
-    fn a_batch_is_cut_into_parts_that_cover_it() {
-        let entry = RingEntry {
-            epoch: Epoch(1),
-            first: Sequence(1),
-            count: 1,
-            bytes: Bytes::from(vec![1; 2500]),
-            committed_at_ms: 0,
-        };
-        let reign = v1::ReignRef { epoch: 1, reign_id: Uuid::from_u128(1).to_string() };
-        let head = FrameHead { prefix_uuid: Uuid::from_u128(1).to_string(), attempt: 1, reign };
-        let parts: Vec<(u64, usize)> = frames_of(&head, &entry, 1000).map(|f| (f.offset, f.payload.len())).collect();
-        assert_eq!(parts, [(0, 1000), (1000, 1000), (2000, 500)]);
     }
 }

@@ -6,7 +6,7 @@
 
 /// Slots that a key may be in.
 const WAYS: usize = 8;
-/// hash 8, owner 4, length of key 4, of value 4, room for value 4, expiry 8.
+/// hash 8, owner 4, length of key 4, expiry 8, length of value 4, free 4.
 const HEADER: usize = 32;
 /// Bytes of log per slot of the table.
 const BYTES_PER_SLOT: usize = 128;
@@ -115,8 +115,8 @@ impl ObjectCache {
         if offset + self.log.len() as u64 / 2 >= self.head {
             return Some(Place(at));
         }
-        let room = u32::from_le_bytes(number(&self.log, at + 20)) as usize;
-        let size = object_size(key.len(), room);
+        let value_len = u32::from_le_bytes(number(&self.log, at + 24));
+        let size = object_size(key.len(), if value_len == ABSENT { 0 } else { value_len as usize });
         let new = self.claim(size);
         let to = self.place(new);
         self.log.copy_within(at..at + size, to);
@@ -128,55 +128,54 @@ impl ObjectCache {
     pub(super) fn at(&self, place: Place) -> Cached<'_> {
         let header = &self.log[place.0..place.0 + HEADER];
         let key_len = u32::from_le_bytes(number(header, 12)) as usize;
-        let value_len = u32::from_le_bytes(number(header, 16));
+        let value_len = u32::from_le_bytes(number(header, 24));
         let from = place.0 + HEADER + key_len;
         Cached {
             value: (value_len != ABSENT).then(|| &self.log[from..from + value_len as usize]),
-            expires_at_ms: u64::from_le_bytes(number(header, 24)),
+            expires_at_ms: u64::from_le_bytes(number(header, 16)),
         }
     }
 
     /// Takes what a key is now. An object that is too large for the cache is forgotten instead.
+    ///
+    /// Objects are not changed in place: to find the old one costs a miss of the processor's cache, which every write would
+    /// pay. Whatever may be the key's old object is forgotten by its bits of hash alone.
     pub(super) fn insert(&mut self, hash: u64, owner: u32, key: &[u8], object: Cached<'_>) {
         if self.log.is_empty() {
             return;
         }
         let value = object.value.unwrap_or(&[]);
-        let known = self.slot(hash, owner, key);
         let size = object_size(key.len(), value.len());
+        let known = self.forget(hash);
         if size > self.largest {
-            if let Some((slot, _)) = known {
-                self.slots[slot] = 0;
-            }
             return;
         }
-        let room = size - HEADER - key.len();
-        let at = match known {
-            Some((_, offset)) if self.fits(self.place(offset), value.len()) => self.place(offset),
-            _ => {
-                let slot = known.map_or_else(|| self.victim(hash), |(slot, _)| slot);
-                let offset = self.claim(size);
-                self.slots[slot] = slot_of(hash, offset);
-                let at = self.place(offset);
-                self.log[at..at + 8].copy_from_slice(&hash.to_le_bytes());
-                self.log[at + 8..at + 12].copy_from_slice(&owner.to_le_bytes());
-                self.log[at + 12..at + 16].copy_from_slice(&(key.len() as u32).to_le_bytes());
-                self.log[at + 20..at + 24].copy_from_slice(&(room as u32).to_le_bytes());
-                self.log[at + HEADER..at + HEADER + key.len()].copy_from_slice(key);
-                at
-            }
-        };
+        let slot = known.unwrap_or_else(|| self.victim(hash));
+        let offset = self.claim(size);
+        self.slots[slot] = slot_of(hash, offset);
+        let at = self.place(offset);
         let len = if object.value.is_some() { value.len() as u32 } else { ABSENT };
-        self.log[at + 16..at + 20].copy_from_slice(&len.to_le_bytes());
-        self.log[at + 24..at + 32].copy_from_slice(&object.expires_at_ms.to_le_bytes());
-        let from = at + HEADER + key.len();
-        self.log[from..from + value.len()].copy_from_slice(value);
+        let entry = &mut self.log[at..at + HEADER + key.len() + value.len()];
+        entry[..8].copy_from_slice(&hash.to_le_bytes());
+        entry[8..12].copy_from_slice(&owner.to_le_bytes());
+        entry[12..16].copy_from_slice(&(key.len() as u32).to_le_bytes());
+        entry[16..24].copy_from_slice(&object.expires_at_ms.to_le_bytes());
+        entry[24..28].copy_from_slice(&len.to_le_bytes());
+        entry[HEADER..HEADER + key.len()].copy_from_slice(key);
+        entry[HEADER + key.len()..].copy_from_slice(value);
     }
 
-    /// Whether a value of `len` bytes may be written over the one at `at`, without wasting more than half of its room.
-    fn fits(&self, at: usize, len: usize) -> bool {
-        let room = u32::from_le_bytes(number(&self.log, at + 20)) as usize;
-        len <= room && room <= 64 + 2 * len
+    /// Frees every slot that the key may be in; answers one of them.
+    fn forget(&mut self, hash: u64) -> Option<usize> {
+        let bucket = self.bucket(hash);
+        let mut freed = None;
+        for (i, slot) in self.slots[bucket..bucket + WAYS].iter_mut().enumerate() {
+            if *slot >> OFFSET_BITS == hash >> OFFSET_BITS && *slot & OFFSET_MASK != 0 {
+                *slot = 0;
+                freed = freed.or(Some(bucket + i));
+            }
+        }
+        freed
     }
 
     /// The slot that a new key of this hash takes: a free one, else that of the oldest object.

@@ -15,9 +15,11 @@ pub(super) const OUTPUT_PAUSE: usize = 1 << 20;
 /// Replies that wait for other loops or for replicas, from which on nothing more of it is executed.
 pub(super) const HOLES_MAX: usize = 4 << 10;
 /// Replies that a new connection may have open at other loops.
-const HOLES_FIRST: usize = 8;
+const HOLES_FIRST: usize = 2;
 /// What the open replies of a connection may come to, by the size of its latest ones.
 const HOLES_BYTES: usize = 8 << 20;
+/// A reply from which on its connection counts as heavy: it waits while others are served.
+pub(super) const LARGE: usize = 64 << 10;
 /// A reply of several parts that would be larger is refused.
 pub(super) const REPLY_MAX: usize = 512 << 20;
 
@@ -65,6 +67,12 @@ pub(super) struct Output {
     allowed: usize,
     /// Size of the larger ones of the latest replies from other loops.
     reply_size: usize,
+    /// Bytes of it in the count over all connections.
+    counted: usize,
+    /// Size of the reply executed last.
+    last_reply: usize,
+    /// From where in `ready` on bytes wait until a group of writes is durable, and which; both grow.
+    held: VecDeque<(u64, usize)>,
 }
 
 /// Says that replies go to the bytes that may go out, not to a segment.
@@ -124,7 +132,7 @@ impl Output {
             match front {
                 Segment::Bytes(bytes) => {
                     self.enclosed = self.enclosed.saturating_sub(bytes.len());
-                    self.ready.append(bytes);
+                    move_to(&mut self.ready, bytes);
                 }
                 Segment::Hole(hole) if hole.left > 0 => return,
                 Segment::Hole(hole) => {
@@ -150,15 +158,67 @@ impl Output {
         self.holes < (HOLES_FIRST + self.allowed).min(by_size).clamp(1, HOLES_MAX)
     }
 
-    /// Bytes that wait, for the client to read or for a hole to be filled.
+    /// Bytes that wait, for the client to read, for a group to be durable or for a hole to be filled.
     pub(super) fn waiting(&self) -> usize {
         let last = if let Some(Segment::Bytes(bytes)) = self.later.back() { bytes.len() } else { 0 };
-        self.unsent().len() + self.enclosed + self.filled + last
+        self.ready.len() - self.sent + self.enclosed + self.filled + last
     }
 
     /// Bytes that may go out.
     pub(super) fn unsent(&self) -> &[u8] {
-        &self.ready[self.sent..]
+        let end = self.held.front().map_or(self.ready.len(), |(_, from)| *from);
+        &self.ready[self.sent..end.max(self.sent)]
+    }
+
+    /// Whether anything is owed: unknown replies, or bytes that have not gone out.
+    pub(super) fn owes(&self) -> bool {
+        self.holes > 0 || self.ready.len() > self.sent
+    }
+
+    /// Holds the bytes from `from` of what [`Output::tail`] gave as [`READY`] until group `group` is durable; answers whether
+    /// nothing waited for that group before.
+    pub(super) fn hold(&mut self, group: u64, from: usize) -> bool {
+        // What comes later waits for what is before it anyway.
+        let news = self.held.back().is_none_or(|(last, _)| *last < group);
+        if news {
+            self.held.push_back((group, from));
+        }
+        news
+    }
+
+    /// Bytes were exchanged for others: what may still go out waits for the first group that something waits for.
+    pub(super) fn hold_all(&mut self) {
+        for (_, from) in &mut self.held {
+            *from = self.sent;
+        }
+    }
+
+    /// All groups up to `group` are durable.
+    pub(super) fn let_go(&mut self, group: u64) {
+        while self.held.front().is_some_and(|(held, _)| *held <= group) {
+            self.held.pop_front();
+        }
+    }
+
+    /// A reply of so many bytes was executed.
+    pub(super) fn note_reply(&mut self, len: usize) {
+        self.last_reply = len;
+    }
+
+    /// Whether what it asked for last was large.
+    pub(super) fn is_heavy(&self) -> bool {
+        self.last_reply.max(self.reply_size) > LARGE
+    }
+
+    /// What it counts from now on over all connections, and what it counted before.
+    pub(super) fn recount(&mut self) -> (usize, usize) {
+        let now = self.waiting();
+        (now, std::mem::replace(&mut self.counted, now))
+    }
+
+    /// Whether bytes wait for a group to be durable.
+    pub(super) fn is_held(&self) -> bool {
+        !self.held.is_empty()
     }
 
     /// So many of them went out.
@@ -174,6 +234,15 @@ impl Output {
     }
 }
 
+/// Appends bytes, without a copy where there is nothing before them: they may be many.
+fn move_to(out: &mut Vec<u8>, bytes: &mut Vec<u8>) {
+    if out.is_empty() && bytes.len() > LARGE {
+        *out = std::mem::take(bytes);
+    } else {
+        out.append(bytes);
+    }
+}
+
 /// Joins the parts of a reply; an error in any part is the reply.
 fn merge(hole: &mut Hole, out: &mut Vec<u8>) {
     if let Some(error) = hole.parts.iter().find(|p| p.first() == Some(&b'-')) {
@@ -181,7 +250,7 @@ fn merge(hole: &mut Hole, out: &mut Vec<u8>) {
         return;
     }
     match &hole.merge {
-        Merge::One | Merge::AllOk => out.append(&mut hole.parts[0]),
+        Merge::One | Merge::AllOk => move_to(out, &mut hole.parts[0]),
         Merge::Sum => {
             let number =
                 |p: &Vec<u8>| parovoz_dataplane_core::resp::parser::integer(p.get(1..p.len().saturating_sub(2))?);
@@ -220,6 +289,8 @@ pub(super) enum Pause {
     Holes,
     /// Too many requests of this loop are at other loops.
     Credit,
+    /// All connections together hold too many bytes of replies.
+    Memory,
     /// A prefix is being created.
     Creating,
     /// Writes are frozen.

@@ -1,12 +1,14 @@
 //! From a connection's request to who executes it: this loop, another one, or several.
 
+use std::sync::atomic::Ordering;
+
 use parovoz_dataplane_core::command::{self, Command, CommandKind, Condition};
 use parovoz_dataplane_core::resp::reply::push_request;
 use parovoz_dataplane_core::resp::{Args, Parser, Proto, Reply, RequestLimits};
 use parovoz_dataplane_core::types::PrefixUuid;
 
-use super::conn::{Merge, Pause, Session};
-use super::exec::{At, Executor, MarkAt, Refusal, Target, Waiter};
+use super::conn::{LARGE, Merge, Pause, Session};
+use super::exec::{At, Executor, MarkAt, Refusal, Settled, Target, Waiter};
 use super::message::{
     ConnId, FORWARDED_BYTES_MAX, FORWARDED_MAX, Forwarded, Message, Replies, ReplyTo, Requests, Wanted,
 };
@@ -49,7 +51,14 @@ pub(super) struct Dispatcher {
     pub(super) scans: Vec<ScanTask>,
     pub(super) waits: Vec<WaitTask>,
     parser: Parser,
+    /// Bytes of replies that this pass has executed.
+    pub(super) pass_bytes: usize,
 }
+
+/// Bytes of replies that all connections may hold; with one large reply more, for each loop.
+pub(super) const OUTPUT_BYTES_MAX: usize = 512 << 20;
+/// Below this, connections that wait for it go on.
+pub(super) const OUTPUT_BYTES_AGAIN: usize = 384 << 20;
 
 /// Whether it would answer from data; writes are refused by role.
 fn reads_data(kind: CommandKind) -> bool {
@@ -67,6 +76,7 @@ impl Dispatcher {
             creations: Vec::new(),
             scans: Vec::new(),
             waits: Vec::new(),
+            pass_bytes: 0,
             parser: Parser::new(RequestLimits::for_batch(exec.limits.batch)),
             exec,
         }
@@ -165,8 +175,7 @@ impl Dispatcher {
             }
         };
         session.streak.1 = 0;
-        self.here(session, At { index, key: key.rest }, kind, command);
-        Step::Done
+        self.here(session, At { index, key: key.rest }, kind, command)
     }
 
     /// The address of a part of a hole in a connection's replies.
@@ -175,18 +184,46 @@ impl Dispatcher {
     }
 
     /// Executes a command on this loop's prefixes for one of its own connections.
-    fn here(&mut self, session: &mut Session, at: At<'_>, kind: CommandKind, command: &Command<'_>) {
+    fn here(&mut self, session: &mut Session, at: At<'_>, kind: CommandKind, command: &Command<'_>) -> Step {
         let proto = session.proto;
         let (out, segment) = session.output.tail();
         let from = out.len();
         self.exec.execute(at, kind, command, proto, out);
         let to = out.len();
-        if let Some(index) = self.exec.settle(MarkAt::Conn(session.id, segment), from, to) {
-            let bytes = out.split_off(from);
-            let hole = session.output.hole(Merge::One, 1);
-            let to = self.place(session, hole, 0, false);
-            self.exec.park(index, Waiter::Reply(to, bytes));
+        if to - from > LARGE && !kind.spec().writes() && self.is_full() {
+            // Read again when there is room.
+            out.truncate(from);
+            out.shrink_to(from);
+            session.pause = Pause::Memory;
+            return Step::Again;
         }
+        self.pass_bytes += to - from;
+        match self.exec.settle(MarkAt::Conn(session.id, segment), from, to) {
+            Settled::Goes => {}
+            Settled::Held(group) => {
+                if session.output.hold(group, from) {
+                    self.exec.held(group, session.id);
+                }
+            }
+            Settled::Waits(index) => {
+                let bytes = out.split_off(from);
+                let hole = session.output.hole(Merge::One, 1);
+                let to = self.place(session, hole, 0, false);
+                self.exec.park(index, Waiter::Reply(to, bytes));
+            }
+        }
+        session.output.note_reply(to - from);
+        Step::Done
+    }
+
+    /// Whether all connections hold as many bytes of replies as they may.
+    fn is_full(&self) -> bool {
+        self.exec.shared.output_bytes.load(Ordering::Relaxed) + self.pass_bytes > OUTPUT_BYTES_MAX
+    }
+
+    /// Whether connections that wait for room may go on.
+    pub(super) fn has_room(&self) -> bool {
+        self.exec.shared.output_bytes.load(Ordering::Relaxed) < OUTPUT_BYTES_AGAIN
     }
 
     /// Has a prefix created, after which the request is read again.
@@ -245,8 +282,8 @@ impl Dispatcher {
         step: usize,
         raw: &[u8],
     ) -> Step {
-        // Groups of keys that are executed apart: per loop, and under W > 0 per prefix, since each waits for its own replicas.
-        let by_prefix = self.exec.primary && self.exec.required > 0;
+        // Groups of keys that are executed apart: per loop, and per prefix where each waits for its own replicas or sync.
+        let by_prefix = self.exec.is_gated();
         let mut groups: Vec<(Target, &[u8])> = Vec::new();
         let mut group_of = Vec::new();
         for i in (0..keys.len()).step_by(step) {
@@ -273,10 +310,7 @@ impl Dispatcher {
         match groups.as_slice() {
             [(Target::Other(shard), _)] => self.forward(session, *shard, raw),
             [_, _, ..] => self.split(session, kind, keys, step, &groups, group_of),
-            _ => {
-                self.here(session, At { index: None, key: &[] }, kind, command);
-                Step::Done
-            }
+            _ => self.here(session, At { index: None, key: &[] }, kind, command),
         }
     }
 
@@ -335,9 +369,14 @@ impl Dispatcher {
         Step::Done
     }
 
-    /// Executes what another loop, or this one for a split command, handed over.
-    pub(super) fn handed_over(&mut self, requests: &Requests) {
-        for item in &requests.items {
+    /// Executes what another loop, or this one for a split command, handed over, until this pass has executed `most` bytes of
+    /// replies; whether all of it was executed.
+    pub(super) fn handed_over(&mut self, requests: &mut Requests, most: usize) -> bool {
+        while let Some(item) = requests.items.get(requests.done) {
+            if self.pass_bytes > most {
+                return false;
+            }
+            requests.done += 1;
             let home = item.to.shard;
             let mut out = std::mem::take(&mut self.replies[home].bytes);
             let from = out.len();
@@ -347,17 +386,24 @@ impl Dispatcher {
                 Wanted::Flush(uuid) => self.flush_prefix(uuid, &mut out),
                 Wanted::Command { from, to } => self.parse_and_execute(&requests.bytes[from..to], item.proto, &mut out),
             }
+            if out.len() - from > LARGE && self.is_full() && matches!(item.wanted, Wanted::Command { .. }) {
+                out.truncate(from);
+                Reply::new(&mut out, item.proto).error("TRYAGAIN the member holds too many bytes of replies");
+            }
             let to = out.len();
+            self.pass_bytes += to - from;
             let number = self.replies[home].items.len();
             match self.exec.settle(MarkAt::Item(home, number), from, to) {
-                None => self.replies[home].items.push((item.to, from, to)),
-                Some(index) => {
+                // Only what is written in place is held.
+                Settled::Goes | Settled::Held(_) => self.replies[home].items.push((item.to, from, to)),
+                Settled::Waits(index) => {
                     let bytes = out.split_off(from);
                     self.exec.park(index, Waiter::Reply(item.to, bytes));
                 }
             }
             self.replies[home].bytes = out;
         }
+        true
     }
 
     fn flush_prefix(&mut self, uuid: PrefixUuid, out: &mut Vec<u8>) {
@@ -397,8 +443,8 @@ impl Dispatcher {
     pub(super) fn run_own(&mut self) {
         let shard = self.exec.shard;
         while !self.requests[shard].items.is_empty() {
-            let own = std::mem::take(&mut self.requests[shard]);
-            self.handed_over(&own);
+            let mut own = std::mem::take(&mut self.requests[shard]);
+            self.handed_over(&mut own, usize::MAX);
         }
     }
 
@@ -421,6 +467,7 @@ impl Dispatcher {
         }
         for (shard, replies) in self.replies.iter_mut().enumerate() {
             if shard != self.exec.shard && !replies.items.is_empty() {
+                self.exec.shared.output_bytes.fetch_add(replies.bytes.len(), Ordering::Relaxed);
                 self.exec.shared.inboxes[shard].push(Message::Replies(std::mem::take(replies)));
             }
         }

@@ -21,6 +21,7 @@ use super::exec::Executor;
 use super::message::{ConnId, Inbox, Message, Scanned};
 use super::scan::Scanner;
 use super::stats::add;
+use super::syncer::Syncer;
 use crate::clock;
 use crate::store::CreateError;
 
@@ -32,6 +33,10 @@ const READ_BYTES: usize = 64 << 10;
 const READS_PER_PASS: usize = 4;
 /// Connections accepted in one pass.
 const ACCEPTS_PER_PASS: usize = 256;
+/// Bytes of replies executed in a pass from which on heavy connections wait for the next one.
+const PASS_BYTES: usize = 4 << 20;
+/// Bytes written to a socket in one pass.
+const WRITE_BYTES: usize = 1 << 20;
 /// A client that takes nothing of what waits for it for so long is closed.
 const STUCK_MS: u64 = 60_000;
 /// Bytes that all connections may hold of requests that have not arrived whole.
@@ -87,6 +92,8 @@ pub(super) struct EventLoop {
     for_credit: Vec<ConnId>,
     /// Connections whose next command waits until writes are no longer frozen.
     frozen: Vec<ConnId>,
+    /// Connections that wait for room for their replies.
+    for_memory: Vec<ConnId>,
     creating: HashMap<Box<[u8]>, Vec<ConnId>>,
     /// Scans that show what replicas may not have yet.
     scanned: Vec<(Box<Scanned>, u64)>,
@@ -104,11 +111,13 @@ impl EventLoop {
         mut listening: Option<Listening>,
         scanner: Scanner,
     ) -> io::Result<Self> {
+        let mut exec = Executor::new(shared.clone(), shard);
+        exec.set_syncer(Syncer::start(shared.clone(), shard)?);
         if let Some(l) = &mut listening {
             poll.registry().register(&mut l.listener, LISTEN, Interest::READABLE)?;
         }
         Ok(Self {
-            dispatch: Dispatcher::new(Executor::new(shared.clone(), shard)),
+            dispatch: Dispatcher::new(exec),
             shared,
             shard,
             poll,
@@ -122,6 +131,7 @@ impl EventLoop {
             dirty: Vec::new(),
             for_credit: Vec::new(),
             frozen: Vec::new(),
+            for_memory: Vec::new(),
             creating: HashMap::new(),
             scanned: Vec::new(),
             parked: 0,
@@ -157,12 +167,17 @@ impl EventLoop {
     }
 
     fn timeout(&self) -> Duration {
-        if !self.again.is_empty() || self.listening.as_ref().is_some_and(|l| l.ready) {
+        if !self.again.is_empty()
+            || !self.dirty.is_empty()
+            || !self.inbox.is_empty()
+            || self.listening.as_ref().is_some_and(|l| l.ready)
+        {
             return Duration::ZERO;
         }
         let soon = !self.scanned.is_empty()
             || !self.dispatch.waits.is_empty()
             || !self.frozen.is_empty()
+            || !self.for_memory.is_empty()
             || self.draining_since.is_some();
         Duration::from_millis(if soon { POLL_MS } else { TICK_MS })
     }
@@ -206,13 +221,20 @@ impl EventLoop {
         self.shared.beats[self.shard].store(boot_ms, Ordering::Release);
         let mut inbox = std::mem::take(&mut self.inbox);
         self.shared.inboxes[self.shard].take(&mut inbox);
+        self.dispatch.pass_bytes = 0;
         // After the inbox was taken: what others saw before they sent, this loop sees now.
         self.dispatch.exec.begin(wall_ms, boot_ms);
         self.thaw();
-        for message in inbox.drain(..) {
-            self.message(message);
+        self.take_synced();
+        let mut messages = inbox.into_iter();
+        for message in messages.by_ref() {
+            if let Some(left) = self.message(message) {
+                // The others may be about the same connections: they keep their order.
+                self.inbox.push(left);
+                break;
+            }
         }
-        self.inbox = inbox;
+        self.inbox.extend(messages);
         self.accept();
         let mut ready = std::mem::take(&mut self.ready);
         for index in ready.drain(..) {
@@ -229,6 +251,7 @@ impl EventLoop {
     /// Answers what the pass executed.
     fn finish_pass(&mut self) {
         self.replace_failed();
+        self.dispatch.exec.begin_sync();
         self.parked = self.dispatch.exec.release_all();
         self.release_scans();
         let own = self.dispatch.send_replies();
@@ -240,6 +263,11 @@ impl EventLoop {
             }
         }
         self.write_all();
+        if !self.for_memory.is_empty() && self.dispatch.has_room() {
+            for id in std::mem::take(&mut self.for_memory) {
+                self.resume(id, Pause::Memory);
+            }
+        }
         self.dispatch.exec.publish_counts();
         let now = clock::boot_ms();
         if now.saturating_sub(self.last_tick) >= TICK_MS {
@@ -248,11 +276,19 @@ impl EventLoop {
         }
     }
 
-    fn message(&mut self, message: Message) {
+    /// Takes a message; gives back what must wait for the next pass.
+    fn message(&mut self, message: Message) -> Option<Message> {
         match message {
             Message::Adopt(conn) => self.adopt(conn),
-            Message::Requests(requests) => self.dispatch.handed_over(&requests),
-            Message::Replies(replies) => self.fill_all(&replies),
+            Message::Requests(mut requests) => {
+                if !self.dispatch.handed_over(&mut requests, PASS_BYTES) {
+                    return Some(Message::Requests(requests));
+                }
+            }
+            Message::Replies(replies) => {
+                self.fill_all(&replies);
+                self.shared.output_bytes.fetch_sub(replies.bytes.len(), Ordering::Relaxed);
+            }
             Message::Call(call) => self.dispatch.exec.call(*call),
             Message::Created(name, error) => self.created(&name, error),
             Message::Scanned(scanned) => {
@@ -260,6 +296,7 @@ impl EventLoop {
                 self.scanned.push((scanned, deadline));
             }
         }
+        None
     }
 
     fn accept(&mut self) {
@@ -317,7 +354,13 @@ impl EventLoop {
 
     /// Executes what a connection has sent, as far as it may.
     fn serve(&mut self, index: usize) {
-        let Some(mut conn) = self.conns.get_mut(index).and_then(Option::take) else { return };
+        let Some(place) = self.conns.get_mut(index) else { return };
+        let Some(mut conn) = place.take() else { return };
+        if self.dispatch.pass_bytes > PASS_BYTES && conn.session.output.is_heavy() {
+            *place = Some(conn);
+            self.again.push(index);
+            return;
+        }
         let mut open = self.run_input(&mut conn);
         let mut reads = 0;
         while open && conn.readable && conn.session.may_run() && self.draining_since.is_none() {
@@ -445,6 +488,7 @@ impl EventLoop {
         match session.pause {
             Pause::Credit => self.for_credit.push(session.id),
             Pause::Frozen => self.frozen.push(session.id),
+            Pause::Memory => self.for_memory.push(session.id),
             _ => {}
         }
         used

@@ -68,6 +68,8 @@ pub(super) struct Forwarded {
 pub(super) struct Requests {
     pub(super) bytes: Vec<u8>,
     pub(super) items: Vec<Forwarded>,
+    /// How many of them were executed.
+    pub(super) done: usize,
 }
 
 /// Replies that one pass hands back to one loop; each is a range of `bytes`.

@@ -19,6 +19,7 @@ mod pending;
 mod scan;
 mod session;
 pub mod stats;
+mod syncer;
 
 use std::io;
 use std::net::SocketAddr;
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     started_ms: u64,
     /// Bytes that connections hold of requests that have not arrived whole.
     input_bytes: AtomicUsize,
+    /// Bytes of replies that connections hold, or that are on their way between loops.
+    output_bytes: AtomicUsize,
     stopping: AtomicBool,
     /// Per loop: it owes nobody anything; only said while stopping.
     drained: Box<[AtomicBool]>,
@@ -153,6 +156,7 @@ impl Shards {
             port: address.port(),
             started_ms: now,
             input_bytes: AtomicUsize::new(0),
+            output_bytes: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             drained: (0..loops).map(|_| AtomicBool::new(false)).collect(),
             waiting_since: (0..loops).map(|_| AtomicU64::new(0)).collect(),

@@ -1,4 +1,4 @@
-//! Which keys the batches of this pass may hold: a set that may say yes too often, never no too often.
+//! Which keys some batches may hold: a set that may say yes too often, never no too often.
 
 const BITS: u64 = 1 << 18;
 

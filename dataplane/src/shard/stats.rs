@@ -66,8 +66,10 @@ pub struct ShardStats {
     pub commit_failures: AtomicU64,
     /// Bytes of batches committed.
     pub commit_bytes: AtomicU64,
-    /// Microseconds per commit.
+    /// Microseconds per commit, its sync left out.
     pub commit_micros: Histogram,
+    /// Microseconds per sync of a group in one prefix.
+    pub sync_micros: Histogram,
     /// Records per commit.
     pub group_records: Histogram,
     /// Reads that found their key.
@@ -103,6 +105,7 @@ impl Default for ShardStats {
             commit_failures: zero(),
             commit_bytes: zero(),
             commit_micros: Histogram::default(),
+            sync_micros: Histogram::default(),
             group_records: Histogram::default(),
             hits: zero(),
             misses: zero(),

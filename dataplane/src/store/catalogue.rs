@@ -7,6 +7,7 @@
 //! `Catalogue::apply_records` for each batch *before* the batch is acknowledged.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use parovoz_dataplane_core::batch::{self, BatchBuilder, DATA_FAMILY, Record};
@@ -21,9 +22,11 @@ use super::prefix::{CommitError, Copy, Prefix, PrefixPhase};
 use super::{CreateError, CreateReply, Creator, Store};
 use crate::clock;
 use crate::config::{Durability, PrefixCreate};
-use crate::disk::layout::{Layout, LayoutError};
+use crate::disk::layout::{Generation, Layout, LayoutError};
 use crate::run::FatalSwitch;
 
+/// Databases that are opened at a time: more gained nothing on two cores.
+const OPENERS: usize = 16;
 /// Creations and drops that may wait at a time.
 const QUEUE: usize = 1024;
 
@@ -56,6 +59,21 @@ pub enum CatalogueError {
 }
 
 impl CatalogueError {
+    /// Whether the volume had no room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Layout(error) => error.is_full(),
+            Self::Engine { cause, .. } | Self::Commit(CommitError::Engine(cause)) => {
+                matches!(cause, EngineError::NoSpace { .. })
+            }
+            Self::Malformed(_)
+            | Self::NoPrefix(_)
+            | Self::Busy
+            | Self::Commit(CommitError::NotPrimary | CommitError::Closed) => false,
+        }
+    }
+
     /// Whether the process must end.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
@@ -343,7 +361,7 @@ impl Catalogue {
         }
         let generation = self.layout.next_generation(&prefix.name, prefix.uuid, 0, "created")?;
         let spec = OpenSpec { sequence_offset: 0, create: true };
-        let db = self.engine.open(&generation.db_dir(), &spec).map_err(|cause| engine_error(prefix, cause))?;
+        let db = self.open_database(&generation, &spec).map_err(|cause| engine_error(prefix, cause))?;
         self.layout.switch(&prefix.name, prefix.uuid, &generation)?;
         prefix.install(
             Copy { generation: generation.number, dir: generation.dir, sequence_offset: 0, db },
@@ -352,13 +370,23 @@ impl Catalogue {
         Ok(())
     }
 
+    /// Opening writes too: on a full disk the reserve is given for it.
+    fn open_database(&self, generation: &Generation, spec: &OpenSpec) -> Result<Arc<dyn Database>, EngineError> {
+        match self.engine.open(&generation.db_dir(), spec) {
+            Err(EngineError::NoSpace { .. }) if self.layout.release_reserve() => {
+                self.engine.open(&generation.db_dir(), spec)
+            }
+            opened => opened,
+        }
+    }
+
     /// Opens the present generation of a prefix.
     fn open_copy(&self, prefix: &Prefix) -> Result<(), CatalogueError> {
         self.layout.remove_stale_generations(&prefix.name, prefix.uuid)?;
         let Some(generation) = self.layout.current(&prefix.name, prefix.uuid)? else { return Ok(()) };
         let sequence_offset = generation.origin.sequence_offset;
         let spec = OpenSpec { sequence_offset, create: false };
-        let db = self.engine.open(&generation.db_dir(), &spec).map_err(|cause| engine_error(prefix, cause))?;
+        let db = self.open_database(&generation, &spec).map_err(|cause| engine_error(prefix, cause))?;
         let history = read_history(&*db).map_err(|cause| engine_error(prefix, cause))?;
         prefix.install(Copy { generation: generation.number, dir: generation.dir, sequence_offset, db }, history);
         Ok(())
@@ -367,22 +395,43 @@ impl Catalogue {
     /// Adds and opens what the catalogue lists and detaches what it says was dropped.
     pub(crate) fn open_listed(&self, catalogue: &Prefix) -> Result<(), CatalogueError> {
         let Some(copy) = catalogue.copy() else { return Ok(()) };
+        let mut listed = Vec::new();
         for change in list(&*copy.db).map_err(|cause| engine_error(catalogue, cause))? {
             match change? {
-                Change::Created(name, uuid) => {
-                    let prefix = self.add(name, uuid);
-                    if prefix.copy().is_none()
-                        && let Err(error) = self.open_copy(&prefix)
-                    {
-                        tracing::error!(prefix = %prefix.name, %error, "prefix can't be opened");
-                        prefix.set_phase(PrefixPhase::Stopped { reason: error.to_string() });
-                    }
-                }
+                Change::Created(name, uuid) => listed.push(Arc::new(self.make(name, uuid))),
                 Change::Dropped(name, uuid) => self.detach(&name, uuid)?,
             }
         }
+        let uuids: Vec<PrefixUuid> = listed.iter().map(|prefix| prefix.uuid).collect();
+        self.store.add_prefixes(listed);
+        let present = uuids.into_iter().filter_map(|uuid| self.store.prefix_by_uuid(uuid));
+        self.open_copies(&present.filter(|prefix| prefix.copy().is_none()).collect::<Vec<_>>());
         self.store.set_loading(false);
         Ok(())
+    }
+
+    /// Opens the copies of these prefixes, several at a time: an open mostly waits for the disk to sync. One that can't be
+    /// opened is stopped with its reason.
+    fn open_copies(&self, prefixes: &[Arc<Prefix>]) {
+        let next = AtomicUsize::new(0);
+        let open = || {
+            while let Some(prefix) = prefixes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(error) = self.open_copy(prefix) {
+                    tracing::error!(prefix = %prefix.name, %error, "prefix can't be opened");
+                    prefix.set_phase(PrefixPhase::Stopped { reason: error.to_string() });
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..OPENERS.min(prefixes.len()) {
+                // Without help this thread opens all: slower, and no error.
+                if let Err(error) = std::thread::Builder::new().name("open".into()).spawn_scoped(scope, open) {
+                    tracing::warn!(%error, "open prefixes with fewer threads");
+                    break;
+                }
+            }
+            open();
+        });
     }
 }
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 pub use parovoz_dataplane_core::member::Endpoint;
 use parovoz_dataplane_core::types::{DataUuid, Limits, Position, PrefixName, PrefixUuid, Reign, ReignRef, StoreUid};
@@ -138,6 +138,8 @@ pub struct Store {
     creator: OnceLock<Arc<dyn Creator>>,
     /// The catalogue is not here yet, so nobody knows which prefixes there are.
     loading: AtomicBool,
+    /// Where missing copies are taken from; none = the upstream.
+    bootstrap_source: ArcSwapOption<Endpoint>,
     /// `clock::boot_ms` when something was last heard from the primary; 0 = never.
     heard_primary_ms: AtomicU64,
     /// The same for what it said while it could answer fresh reads.
@@ -172,6 +174,7 @@ impl Store {
             loops: OnceLock::new(),
             creator: OnceLock::new(),
             loading: AtomicBool::new(false),
+            bootstrap_source: ArcSwapOption::empty(),
             heard_primary_ms: AtomicU64::new(0),
             heard_serving_ms: AtomicU64::new(0),
             changed: tokio::sync::watch::channel(0).0,
@@ -201,6 +204,18 @@ impl Store {
         std::mem::take(&mut *self.streams.lock()).cancel();
     }
 
+    /// Where missing copies are taken from; `None` = the upstream. As last ordered; a new process begins with none.
+    #[must_use]
+    pub fn bootstrap_source(&self) -> Option<Arc<Endpoint>> {
+        self.bootstrap_source.load_full()
+    }
+
+    /// Says where the next missing copies are taken from; a copy under way stays with its source.
+    pub fn set_bootstrap_source(&self, source: Option<Endpoint>) {
+        self.bootstrap_source.store(source.map(Arc::new));
+        self.note_change();
+    }
+
     /// All prefixes.
     #[must_use]
     pub fn prefixes(&self) -> Arc<PrefixMap> {
@@ -221,20 +236,31 @@ impl Store {
 
     /// Adds a prefix; a present one of the same name or identity stays and is answered.
     pub fn add_prefix(&self, prefix: Arc<Prefix>) -> Arc<Prefix> {
+        if let Some(present) = self.prefix_by_uuid(prefix.uuid) {
+            return present;
+        }
+        let uuid = prefix.uuid;
+        self.add_prefixes(vec![prefix.clone()]);
+        self.prefix_by_uuid(uuid).unwrap_or(prefix)
+    }
+
+    /// Adds many at once, at the cost of one; present ones of the same identity stay.
+    pub fn add_prefixes(&self, prefixes: Vec<Arc<Prefix>>) {
         let changing = self.changing.lock();
         let now = self.prefixes.load();
-        if let Some(present) = now.by_uuid.get(&prefix.uuid) {
-            return present.clone();
-        }
         let mut next = PrefixMap { by_name: now.by_name.clone(), by_uuid: now.by_uuid.clone() };
-        if !prefix.name.is_catalogue() {
-            next.by_name.insert(prefix.name.as_str().as_bytes().into(), prefix.clone());
+        for prefix in prefixes {
+            if next.by_uuid.contains_key(&prefix.uuid) {
+                continue;
+            }
+            if !prefix.name.is_catalogue() {
+                next.by_name.insert(prefix.name.as_str().as_bytes().into(), prefix.clone());
+            }
+            next.by_uuid.insert(prefix.uuid, prefix);
         }
-        next.by_uuid.insert(prefix.uuid, prefix.clone());
         self.prefixes.store(Arc::new(next));
         drop(changing);
         self.bump();
-        prefix
     }
 
     /// Takes a prefix out (its drop was applied).

@@ -49,6 +49,17 @@ pub enum PrefixPhase {
     Serving,
 }
 
+/// When a committed batch is synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WalSync {
+    /// Before the commit returns.
+    Now,
+    /// By [`Prefix::sync`], which the caller has called; only then followers are told.
+    Later,
+    /// When the operating system likes.
+    Never,
+}
+
 /// Why a write was not committed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
@@ -118,6 +129,8 @@ pub struct Prefix {
     subscribing: Mutex<()>,
     /// Bytes committed or applied since the start; the difference of two readings is lag in bytes.
     bytes_total: AtomicU64,
+    /// See [`Prefix::oldest_in_wal`].
+    oldest_in_wal: AtomicU64,
     dropped: AtomicBool,
 }
 
@@ -142,6 +155,7 @@ impl Prefix {
             subscriptions: ArcSwap::from_pointee(Vec::new()),
             subscribing: Mutex::new(()),
             bytes_total: AtomicU64::new(0),
+            oldest_in_wal: AtomicU64::new(0),
             dropped: AtomicBool::new(false),
         }
     }
@@ -153,6 +167,7 @@ impl Prefix {
         *self.history.write() = history;
         self.copy.store(Some(Arc::new(copy)));
         self.ring.reset(latest);
+        self.oldest_in_wal.store(0, Ordering::Release);
         for mark in [&self.received, &self.applied, &self.durable, &self.released] {
             mark.store(latest.0, Ordering::Release);
         }
@@ -180,11 +195,19 @@ impl Prefix {
     /// # Errors
     /// See [`CommitError`]; an engine error of severity `Fatal` obliges the caller to end the process.
     pub fn commit(&self, batch: Bytes, count: u32, sync: bool) -> Result<Position, CommitError> {
+        self.commit_then(batch, count, if sync { WalSync::Now } else { WalSync::Never })
+    }
+
+    /// The same, with a choice of when it is synced.
+    ///
+    /// # Errors
+    /// As [`Prefix::commit`].
+    pub fn commit_then(&self, batch: Bytes, count: u32, sync: WalSync) -> Result<Position, CommitError> {
         let writer = self.writer.lock();
         let reign = writer.as_ref().ok_or(CommitError::NotPrimary)?;
         let copy = self.copy.load();
         let copy = copy.as_ref().ok_or(CommitError::Closed)?;
-        let first = copy.db.write(&batch, sync)?;
+        let first = copy.db.write(&batch, sync == WalSync::Now)?;
         let entry = RingEntry { epoch: reign.epoch, first, count, bytes: batch, committed_at_ms: clock::wall_ms() };
         let position = Position { epoch: reign.epoch, sequence: entry.last() };
         self.received.store(position.sequence.0, Ordering::Release);
@@ -208,7 +231,7 @@ impl Prefix {
         self.extend_history(&entry, epoch_record)?;
         copy.db.write(&entry.bytes, false)?;
         let position = Position { epoch: entry.epoch, sequence: entry.last() };
-        self.publish(entry, false);
+        self.publish(entry, WalSync::Never);
         Ok(position)
     }
 
@@ -228,14 +251,22 @@ impl Prefix {
         }
     }
 
-    fn publish(&self, entry: RingEntry, durable: bool) {
+    fn publish(&self, entry: RingEntry, sync: WalSync) {
         let last = entry.last().0;
         self.bytes_total.fetch_add(entry.bytes.len() as u64, Ordering::Relaxed);
         self.ring.push(entry);
         self.applied.store(last, Ordering::Release);
-        if durable {
-            self.mark_durable(last);
+        match sync {
+            WalSync::Now => self.mark_durable(last),
+            WalSync::Never => {}
+            // Nobody may have it yet.
+            WalSync::Later => return,
         }
+        self.signal();
+    }
+
+    /// Tells everyone who streams it.
+    fn signal(&self) {
         for subscription in self.subscriptions.load().iter() {
             subscription.signal();
         }
@@ -256,6 +287,8 @@ impl Prefix {
         {
             copy.db.sync()?;
             self.mark_durable(applied);
+            // Senders of synced bytes only may have waited for this.
+            self.signal();
         }
         Ok(self.durable())
     }
@@ -286,6 +319,7 @@ impl Prefix {
         let first = copy.db.write(&bytes, sync)?;
         *writer = Some(reign);
         self.received.store(first.0, Ordering::Release);
+        let sync = if sync { WalSync::Now } else { WalSync::Never };
         self.publish(RingEntry { epoch: reign.epoch, first, count, bytes, committed_at_ms: clock::wall_ms() }, sync);
         Ok(Position { epoch: reign.epoch, sequence: first })
     }
@@ -374,6 +408,20 @@ impl Prefix {
     #[must_use]
     pub fn bytes_total(&self) -> u64 {
         self.bytes_total.load(Ordering::Relaxed)
+    }
+
+    /// The oldest record in the WAL when the pruner last looked; `None` before it has.
+    #[must_use]
+    pub fn oldest_in_wal(&self) -> Option<Sequence> {
+        match self.oldest_in_wal.load(Ordering::Acquire) {
+            0 => None,
+            oldest => Some(Sequence(oldest)),
+        }
+    }
+
+    /// Notes what the pruner saw: listing the files for each report would cost too much.
+    pub fn note_oldest_in_wal(&self, oldest: Sequence) {
+        self.oldest_in_wal.store(oldest.0, Ordering::Release);
     }
 
     /// Tells `subscription` of every batch from now on.

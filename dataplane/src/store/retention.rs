@@ -1,7 +1,8 @@
 //! The WAL pruner: reads what there is, asks the core what may go, removes it, and reports who is cut off.
 
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
 use parovoz_dataplane_core::retention::{ArchivedWal, Policy, plan};
 use parovoz_dataplane_core::types::{PrefixUuid, Sequence};
@@ -21,54 +22,99 @@ pub struct Pruned {
     pub cut_off: u64,
 }
 
-/// Removes WAL files that may go. `needed_after` says what is needed of a prefix; `volume_bytes` is the volume's size.
-///
-/// # Errors
-/// If a database can't list or remove its files; what was removed before stays removed, which is harmless.
-pub fn prune(
-    store: &Store,
-    volume_bytes: u64,
-    needed_after: &dyn Fn(PrefixUuid) -> Option<Sequence>,
-) -> Result<Pruned, EngineError> {
-    let settings = store.settings.load();
-    let policy = Policy {
-        min_age_ms: settings.wal_retention_seconds * 1000,
-        max_bytes: settings.wal_retention_max_bytes.unwrap_or(volume_bytes / 4),
-    };
-    let mut live_bytes = 0;
-    let mut archived = Vec::new();
-    let mut owners: Vec<(Arc<Prefix>, Arc<Copy>, WalFile)> = Vec::new();
-    for (number, prefix) in store.prefixes().by_uuid.values().enumerate() {
-        let Some(copy) = prefix.copy() else { continue };
-        let files = copy.db.wal_files()?;
-        let ends = files.iter().skip(1).map(|f| f.first).chain([copy.db.latest().next()]).collect::<Vec<_>>();
-        for (file, end) in files.into_iter().zip(ends) {
-            if !file.archived {
-                live_bytes += file.bytes;
-                continue;
+/// A prefix without writes is looked at again only so often: listing its files costs opening each of them, and a thousand idle
+/// prefixes would keep a core busy for nothing.
+const IDLE_LOOK: Duration = Duration::from_secs(30);
+
+/// What a look at one prefix found.
+#[derive(Debug)]
+struct Look {
+    copy: Weak<Copy>,
+    bytes_total: u64,
+    at: Instant,
+    files: Vec<WalFile>,
+}
+
+/// Looks after the WAL of all prefixes, pass after pass.
+#[derive(Debug, Default)]
+pub struct Pruner {
+    looks: HashMap<PrefixUuid, Look>,
+}
+
+impl Pruner {
+    /// Removes WAL files that may go. `needed_after` says what is needed of a prefix; `volume_bytes` is the volume's size.
+    ///
+    /// # Errors
+    /// If a database can't list or remove its files; what was removed before stays removed, which is harmless.
+    pub fn pass(
+        &mut self,
+        store: &Store,
+        volume_bytes: u64,
+        needed_after: &dyn Fn(PrefixUuid) -> Option<Sequence>,
+    ) -> Result<Pruned, EngineError> {
+        let settings = store.settings.load();
+        let policy = Policy {
+            min_age_ms: settings.wal_retention_seconds * 1000,
+            max_bytes: settings.wal_retention_max_bytes.unwrap_or(volume_bytes / 4),
+        };
+        let prefixes = store.prefixes();
+        self.looks.retain(|uuid, _| prefixes.by_uuid.contains_key(uuid));
+        let mut live_bytes = 0;
+        let mut archived = Vec::new();
+        let mut owners: Vec<(Arc<Prefix>, Arc<Copy>, WalFile)> = Vec::new();
+        for (number, prefix) in prefixes.by_uuid.values().enumerate() {
+            let Some(copy) = prefix.copy() else { continue };
+            let files = self.files(prefix, &copy)?;
+            let ends = files.iter().skip(1).map(|f| f.first).chain([copy.db.latest().next()]);
+            for (file, end) in files.iter().zip(ends) {
+                if !file.archived {
+                    live_bytes += file.bytes;
+                    continue;
+                }
+                let age = SystemTime::now().duration_since(file.modified).unwrap_or_default();
+                archived.push(ArchivedWal {
+                    prefix: number,
+                    end,
+                    bytes: file.bytes,
+                    age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+                    needed_after: needed_after(prefix.uuid),
+                });
+                owners.push((prefix.clone(), copy.clone(), file.clone()));
             }
-            let age = SystemTime::now().duration_since(file.modified).unwrap_or_default();
-            archived.push(ArchivedWal {
-                prefix: number,
-                end,
-                bytes: file.bytes,
-                age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-                needed_after: needed_after(prefix.uuid),
-            });
-            owners.push((prefix.clone(), copy.clone(), file));
         }
-    }
-    let mut pruned = Pruned::default();
-    for removal in plan(&archived, live_bytes, policy) {
-        let (prefix, copy, file) = &owners[removal.index];
-        copy.db.remove_archived(file)?;
-        pruned.files += 1;
-        pruned.bytes += file.bytes;
-        if removal.cuts_off {
-            pruned.cut_off += 1;
-            tracing::warn!(prefix = %prefix.name, file = %file.path.display(),
-                "WAL removed by walRetention.maxSize though a follower needs it: it will be bootstrapped");
+        let mut pruned = Pruned::default();
+        for removal in plan(&archived, live_bytes, policy) {
+            let (prefix, copy, file) = &owners[removal.index];
+            copy.db.remove_archived(file)?;
+            // The oldest goes first, so what follows this file is the oldest now.
+            prefix.note_oldest_in_wal(archived[removal.index].end);
+            self.looks.remove(&prefix.uuid);
+            pruned.files += 1;
+            pruned.bytes += file.bytes;
+            if removal.cuts_off {
+                pruned.cut_off += 1;
+                tracing::warn!(prefix = %prefix.name, file = %file.path.display(),
+                    "WAL removed by walRetention.maxSize though a follower needs it: it will be bootstrapped");
+            }
         }
+        Ok(pruned)
     }
-    Ok(pruned)
+
+    /// The WAL files of a prefix, as they are, or as they were a short while ago if nothing was written since.
+    fn files(&mut self, prefix: &Prefix, copy: &Arc<Copy>) -> Result<&[WalFile], EngineError> {
+        // Taken first: what is written while the files are listed makes the next pass look again.
+        let bytes_total = prefix.bytes_total();
+        let stands = self.looks.get(&prefix.uuid).is_some_and(|look| {
+            look.bytes_total == bytes_total
+                && look.at.elapsed() < IDLE_LOOK
+                && std::ptr::eq(look.copy.as_ptr(), Arc::as_ptr(copy))
+        });
+        if !stands {
+            let files = copy.db.wal_files()?;
+            prefix.note_oldest_in_wal(files.first().map_or_else(|| copy.db.latest().next(), |f| f.first));
+            let look = Look { copy: Arc::downgrade(copy), bytes_total, at: Instant::now(), files };
+            self.looks.insert(prefix.uuid, look);
+        }
+        Ok(self.looks.get(&prefix.uuid).map_or(&[], |look| look.files.as_slice()))
+    }
 }

@@ -8,3 +8,4 @@ mod lease;
 mod node;
 mod replication;
 mod single;
+mod volume;

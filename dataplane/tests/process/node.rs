@@ -23,6 +23,7 @@ pub struct Node {
     pub name: String,
     dir: tempfile::TempDir,
     child: Option<Child>,
+    mounted: bool,
     pub settings: serde_json::Value,
     /// More arguments, and more of the environment.
     pub extra: Vec<String>,
@@ -55,13 +56,29 @@ impl Node {
         node
     }
 
+    /// A member whose volume is a file system of its own of so many bytes; the test must run as root.
+    pub fn start_on_small_volume(name: &str, bytes: u64) -> Self {
+        let mut node = Self::new(name, serde_json::json!({}));
+        std::fs::create_dir(node.data()).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "parovoz-test"])
+            .arg(node.data())
+            .output()
+            .unwrap();
+        let why = String::from_utf8_lossy(&mounted.stderr);
+        assert!(mounted.status.success(), "this test mounts a small file system and must run as root: {why}");
+        node.mounted = true;
+        node.spawn();
+        node
+    }
+
     /// A member with a blank volume, to be started.
     pub fn new(name: &str, mut settings: serde_json::Value) -> Self {
         // Tests kill on purpose and don't want to wait between restarts.
         settings["recovery"] = serde_json::json!({"maxAttempts": 5, "windowSeconds": 300, "backoffSeconds": 0});
         let dir = tempfile::tempdir().unwrap();
         let (extra, env) = (Vec::new(), Vec::new());
-        Self { ip: fresh_ip(), name: name.to_owned(), dir, child: None, settings, extra, env }
+        Self { ip: fresh_ip(), name: name.to_owned(), dir, child: None, mounted: false, settings, extra, env }
     }
 
     /// Its volume.
@@ -196,6 +213,9 @@ impl Drop for Node {
             let _ = child.kill();
             let _ = child.wait();
         }
+        if self.mounted {
+            let _ = Command::new("umount").arg(self.data()).status();
+        }
         if std::thread::panicking() {
             eprintln!("--- log of {} ---\n{}", self.name, tail(&self.log_path()));
         }
@@ -305,12 +325,22 @@ pub async fn quorum_reign(epoch: u64, required: u32, members: &[&Node]) -> v1::R
 
 /// Lets a member follow an upstream.
 pub async fn follow(node: &Node, reign: &v1::Reign, upstream: &Node, primary: &Node) {
+    follow_from(node, reign, upstream, primary, None).await;
+}
+
+/// The same, with missing copies to be taken from another member.
+pub async fn follow_from(node: &Node, reign: &v1::Reign, upstream: &Node, primary: &Node, source: Option<&Node>) {
+    let bootstrap_source = match source {
+        Some(source) => Some(source.endpoint().await),
+        None => None,
+    };
     let order = v1::FollowRequest {
         store_uid: STORE.to_owned(),
         data_uuid: node.report().await.data_uuid,
         reign: Some(reign.clone()),
         upstream: Some(upstream.endpoint().await),
         primary: Some(primary.endpoint().await),
+        bootstrap_source,
     };
     node.admin().await.follow(order).await.unwrap();
 }

@@ -191,6 +191,7 @@ async fn a_stranger_is_not_followed() {
         reign: Some(v1::Reign { epoch: 1, ..first }),
         upstream: Some(wrong.clone()),
         primary: Some(wrong),
+        bootstrap_source: None,
     };
     b.admin().await.follow(order).await.unwrap();
     within("the refusal is told of", async || b.log().contains("data_uuid").then_some(())).await;

@@ -181,11 +181,10 @@ async fn a_damaged_log_is_told_of_and_the_member_does_not_lead_with_what_is_left
     store_of(&node, &[]).await;
     fill(&node, "p", 0, 6000, 1000);
     let uuid = node.report().await.prefixes.iter().find(|p| p.name == "p").unwrap().prefix_uuid.clone();
-    let noted = node.data().join("watermarks");
+    let volume = node.data();
     within("the durable position is noted", async || {
-        let text = std::fs::read_to_string(&noted).ok()?;
-        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
-        (json["marks"][&uuid]["sequence"] == 6001).then_some(())
+        let marks = parovoz_dataplane::disk::watermarks::Watermarks::open(&volume);
+        (marks.of(uuid.parse().unwrap())?.sequence.0 == 6001).then_some(())
     })
     .await;
     node.kill();

@@ -34,6 +34,7 @@ pub fn generate(ui: &Ui, check: bool) -> Result<usize> {
     files.insert("manifests/install.yaml".into(), manifest);
     let stale = stale(&files)?;
     if check {
+        ui.step("lint the chart", |_| lint(&tools))?;
         return compare(&files, &stale).map(|()| files.len());
     }
     let root = paths::repository();
@@ -44,6 +45,11 @@ pub fn generate(ui: &Ui, check: bool) -> Result<usize> {
         std::fs::remove_file(root.join(&path)).doing(|| format!("remove {}", path.display()))?;
     }
     Ok(files.len())
+}
+
+/// What helm itself finds wrong with the chart; warnings count.
+fn lint(tools: &Tools) -> Result<()> {
+    run(tools.helm()).words("lint --strict --quiet").arg(paths::repository().join("charts/parovoz")).done()
 }
 
 /// The CRDs that the operator's binary prints, each as a file named by its plural.

@@ -148,20 +148,36 @@ impl Default for WalRetention {
 /// Limits of the streams to the replicas.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [Rule::from((
+    "self.minBatchBytes <= self.maxBatchBytes",
+    "replication.stream.minBatchBytes must not exceed maxBatchBytes: lower it, or raise maxBatchBytes"
+))]))]
 pub struct StreamSpec {
+    /// How far a stream to a replica reads ahead at least, in bytes. In between it follows round trip and apply time.
+    #[schemars(range(min = 65_536, max = 67_108_864))]
+    pub min_batch_bytes: i64,
     /// How far a stream to a replica reads ahead at most, in bytes.
     #[schemars(range(min = 65_536, max = 67_108_864))]
     pub max_batch_bytes: i64,
     /// Limit of the stream to each replica, in bytes a second. 0 = none.
     #[schemars(range(min = 0, max = 1_000_000_000_000_i64))]
     pub max_bytes_per_second: i64,
+    /// Limit of all streams from one member together, in bytes a second. 0 = none.
+    #[schemars(range(min = 0, max = 1_000_000_000_000_i64))]
+    pub max_total_bytes_per_second: i64,
     /// From which lag on a replica is reported in conditions and events.
     pub lag_warning: LagWarning,
 }
 
 impl Default for StreamSpec {
     fn default() -> Self {
-        Self { max_batch_bytes: 8 << 20, max_bytes_per_second: 0, lag_warning: LagWarning::default() }
+        Self {
+            min_batch_bytes: 64 << 10,
+            max_batch_bytes: 8 << 20,
+            max_bytes_per_second: 0,
+            max_total_bytes_per_second: 0,
+            lag_warning: LagWarning::default(),
+        }
     }
 }
 

@@ -273,6 +273,8 @@ pub struct Report {
     pub upstream_data_uuid: String,
     /// Address of its upstream.
     pub upstream_address: String,
+    /// data_uuid of the member that it takes missing copies from; empty = its upstream.
+    pub bootstrap_source: String,
     /// True while the stream stands.
     pub upstream_connected: bool,
     /// Free bytes on the volume.

@@ -51,10 +51,17 @@ pub struct MemberConfig {
     pub wal_retention_seconds: u64,
     /// Size at which the oldest log goes; the member's own share of its volume unless set.
     pub wal_retention_max_bytes: Option<u64>,
-    /// Largest batch on a stream.
+    /// How far a stream reads ahead at least. Left out like the other limits that came later as long as nobody sets it: a
+    /// member of an older version refuses a file with names that it does not know.
+    #[serde(skip_serializing_if = "is_default_min_batch")]
+    pub min_batch_bytes: u64,
+    /// How far it reads ahead at most.
     pub max_batch_bytes: u64,
-    /// Limit of all streams together; 0 = none.
+    /// Limit of each stream; 0 = none.
     pub max_bytes_per_second: u64,
+    /// Limit of all streams of a member together; 0 = none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub max_total_bytes_per_second: u64,
     /// Limit of one copy; 0 = none.
     pub bootstrap_max_bytes_per_second: u64,
     /// How long a hold lasts unless it is renewed.
@@ -113,8 +120,10 @@ impl Settings {
                     Some(size) => Some(size.bytes()?),
                     None => None,
                 },
+                min_batch_bytes: unsigned(stream.min_batch_bytes),
                 max_batch_bytes: unsigned(stream.max_batch_bytes),
                 max_bytes_per_second: unsigned(stream.max_bytes_per_second),
+                max_total_bytes_per_second: unsigned(stream.max_total_bytes_per_second),
                 bootstrap_max_bytes_per_second: unsigned(spec.bootstrap.max_bytes_per_second),
                 hold_timeout_seconds: spec.bootstrap.hold_timeout.duration()?.as_secs(),
                 prefix_create: spec.prefixes.create,
@@ -137,6 +146,20 @@ impl MemberConfig {
         // Numbers, enums and structs: nothing in it could fail to become JSON.
         format!("{:08x}", crc32c::crc32c(&serde_json::to_vec(self).unwrap_or_default()))
     }
+}
+
+/// What a member takes without being told.
+const DEFAULT_MIN_BATCH_BYTES: u64 = 64 << 10;
+
+// serde asks by reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_default_min_batch(bytes: &u64) -> bool {
+    *bytes == DEFAULT_MIN_BATCH_BYTES
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn unsigned(number: i64) -> u64 {

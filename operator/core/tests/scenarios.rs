@@ -44,7 +44,7 @@ fn a_new_store_forms_promotes_its_lowest_member_and_tells_the_others_to_follow()
     assert_eq!(serve.reign_write.unwrap().spec.current.phase, ReignPhase::Serving);
     assert_eq!(serve.orders.len(), 2);
     for order in &serve.orders {
-        let OrderKind::Follow { upstream, primary } = &order.kind else { panic!("a second promotion") };
+        let OrderKind::Follow { upstream, primary, .. } = &order.kind else { panic!("a second promotion") };
         assert_eq!(upstream.replication_address, "cache-1.cache-members.prod.svc:7002");
         assert_eq!(upstream, primary);
     }

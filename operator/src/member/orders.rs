@@ -86,9 +86,11 @@ async fn call(channel: Channel, store_uid: String, order: &Order) -> Result<toni
             let first = *first;
             client.promote(PromoteRequest { store_uid, data_uuid, reign: whole, process_id, positions, first }).await
         }
-        OrderKind::Follow { upstream, primary } => {
+        OrderKind::Follow { upstream, primary, bootstrap_source } => {
             let (upstream, primary) = (Some(wire_endpoint(upstream)), Some(wire_endpoint(primary)));
-            client.follow(FollowRequest { store_uid, data_uuid, reign: whole, upstream, primary }).await
+            let bootstrap_source = bootstrap_source.as_deref().map(wire_endpoint);
+            let request = FollowRequest { store_uid, data_uuid, reign: whole, upstream, primary, bootstrap_source };
+            client.follow(request).await
         }
     }
 }

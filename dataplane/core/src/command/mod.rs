@@ -52,6 +52,9 @@ pub enum CommandError {
     /// `EXPIRE` with options that exclude each other.
     #[error("ERR {0}")]
     Options(&'static str),
+    /// `EXPIRE` with an option that there is not, as the client wrote it, shortened.
+    #[error("ERR Unsupported option {0}")]
+    UnsupportedOption(String),
     /// `HELLO` with a version that is none.
     #[error("ERR Protocol version is not an integer or out of range")]
     ProtocolVersion,
@@ -90,6 +93,28 @@ impl Expiry {
             }
         }
     }
+}
+
+/// An expiry as the client wrote it: a number that is read only when it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RawExpiry<'a> {
+    /// The number.
+    pub text: &'a [u8],
+    /// Of what.
+    pub unit: Unit,
+    /// Since 1970, not from now.
+    pub absolute: bool,
+}
+
+/// What `GETEX` does to the expiry. Redis looks at the number only if there is such a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GetExpiry<'a> {
+    /// Nothing.
+    Leave,
+    /// Takes it away.
+    Persist,
+    /// Sets it.
+    New(RawExpiry<'a>),
 }
 
 /// What becomes of a key's expiry.
@@ -222,8 +247,8 @@ pub enum Command<'a> {
     GetSet(&'a [u8], &'a [u8]),
     /// `GETDEL`.
     GetDel(&'a [u8]),
-    /// `GETEX`; `None` = leave the expiry.
-    GetEx(&'a [u8], Option<SetExpiry>),
+    /// `GETEX`.
+    GetEx(&'a [u8], GetExpiry<'a>),
     /// `MGET`: the keys.
     MGet(Args<'a>),
     /// `MSET`: keys and values in turn.

@@ -1,7 +1,8 @@
 //! From arguments to a [`Command`].
 
 use super::{
-    About, Client, Command, CommandError, CommandKind, Condition, ExpireIf, Expiry, Hello, Scan, Set, SetExpiry, Unit,
+    About, Client, Command, CommandError, CommandKind, Condition, ExpireIf, Expiry, GetExpiry, Hello, RawExpiry, Scan,
+    Set, SetExpiry, Unit,
 };
 use crate::resp::Args;
 use crate::resp::parser::integer;
@@ -130,17 +131,27 @@ fn unknown(args: &Args<'_>) -> CommandError {
     CommandError::Unknown { name: shown(args.at(0)), args: list }
 }
 
-/// A time to live that must be positive, as `SET` and `GETEX` want it.
-fn positive_expiry(text: &[u8], unit: Unit, absolute: bool, name: &'static str) -> Result<Expiry, CommandError> {
-    let value = int(text)?;
-    if value <= 0 {
-        return Err(CommandError::InvalidExpire(name));
+impl RawExpiry<'_> {
+    /// Reads the number, which must be positive, as `SET` and `GETEX` want it.
+    ///
+    /// # Errors
+    /// See [`CommandError`]; `name` is that of the command.
+    pub fn read(&self, name: &'static str) -> Result<Expiry, CommandError> {
+        let value = int(self.text)?;
+        if value <= 0 {
+            return Err(CommandError::InvalidExpire(name));
+        }
+        let ms = match self.unit {
+            Unit::Seconds => value.checked_mul(1000).ok_or(CommandError::InvalidExpire(name))?,
+            Unit::Milliseconds => value,
+        };
+        Ok(if self.absolute { Expiry::At(ms) } else { Expiry::In(ms) })
     }
-    let ms = match unit {
-        Unit::Seconds => value.checked_mul(1000).ok_or(CommandError::InvalidExpire(name))?,
-        Unit::Milliseconds => value,
-    };
-    Ok(if absolute { Expiry::At(ms) } else { Expiry::In(ms) })
+
+    /// Whether `other` is of the same option, which may be repeated: the last counts.
+    fn same_option(&self, other: (Unit, bool)) -> bool {
+        (self.unit, self.absolute) == other
+    }
 }
 
 /// Which of the four expiry options a word is: its unit, and whether it is absolute.
@@ -162,11 +173,11 @@ fn set<'a>(args: &Args<'a>) -> Parsed<'a> {
     let mut set =
         Set { key: args.at(1), value: args.at(2), expiry: SetExpiry::Clear, condition: Condition::Always, get: false };
     // Values of options are read after all options, so that a wrong option is reported before a wrong number.
-    let mut expiry = None;
+    let mut expiry: Option<RawExpiry<'_>> = None;
     let mut i = 3;
     while i < args.len() {
         let word = args.at(i);
-        let no_expiry_yet = expiry.is_none() && set.expiry == SetExpiry::Clear;
+        let free = |option| set.expiry == SetExpiry::Clear && expiry.is_none_or(|e| e.same_option(option));
         if is(word, "NX") && set.condition != Condition::IfPresent {
             set.condition = Condition::IfAbsent;
         } else if is(word, "XX") && set.condition != Condition::IfAbsent {
@@ -175,45 +186,49 @@ fn set<'a>(args: &Args<'a>) -> Parsed<'a> {
             set.get = true;
         } else if is(word, "KEEPTTL") && expiry.is_none() {
             set.expiry = SetExpiry::Keep;
-        } else if let Some((unit, absolute)) = expiry_option(word).filter(|_| no_expiry_yet && i + 1 < args.len()) {
+        } else if let Some((unit, absolute)) = expiry_option(word).filter(|o| free(*o) && i + 1 < args.len()) {
             i += 1;
-            expiry = Some((args.at(i), unit, absolute));
+            expiry = Some(RawExpiry { text: args.at(i), unit, absolute });
         } else {
             return Err(CommandError::Syntax);
         }
         i += 1;
     }
-    if let Some((text, unit, absolute)) = expiry {
-        set.expiry = SetExpiry::New(positive_expiry(text, unit, absolute, "set")?);
+    if let Some(raw) = expiry {
+        set.expiry = SetExpiry::New(raw.read("set")?);
     }
     Ok(Command::Set(set))
 }
 
 fn set_ex<'a>(args: &Args<'a>, unit: Unit, name: &'static str) -> Parsed<'a> {
-    let expiry = SetExpiry::New(positive_expiry(args.at(2), unit, false, name)?);
+    let expiry = SetExpiry::New(RawExpiry { text: args.at(2), unit, absolute: false }.read(name)?);
     Ok(Command::Set(Set { key: args.at(1), value: args.at(3), expiry, condition: Condition::Always, get: false }))
 }
 
 fn get_ex<'a>(args: &Args<'a>) -> Parsed<'a> {
-    let word = args.at(2);
-    let change = match args.len() {
-        2 => None,
-        3 if is(word, "PERSIST") => Some(SetExpiry::Clear),
-        4 => {
-            let (unit, absolute) = expiry_option(word).ok_or(CommandError::Syntax)?;
-            Some(SetExpiry::New(positive_expiry(args.at(3), unit, absolute, "getex")?))
+    let mut change = GetExpiry::Leave;
+    let mut i = 2;
+    while i < args.len() {
+        let word = args.at(i);
+        let free = |option| match change {
+            GetExpiry::Leave => true,
+            GetExpiry::Persist => false,
+            GetExpiry::New(raw) => raw.same_option(option),
+        };
+        if is(word, "PERSIST") && !matches!(change, GetExpiry::New(_)) {
+            change = GetExpiry::Persist;
+        } else if let Some((unit, absolute)) = expiry_option(word).filter(|o| free(*o) && i + 1 < args.len()) {
+            i += 1;
+            change = GetExpiry::New(RawExpiry { text: args.at(i), unit, absolute });
+        } else {
+            return Err(CommandError::Syntax);
         }
-        _ => return Err(CommandError::Syntax),
-    };
+        i += 1;
+    }
     Ok(Command::GetEx(args.at(1), change))
 }
 
 fn expire<'a>(args: &Args<'a>, unit: Unit, absolute: bool, name: &'static str) -> Parsed<'a> {
-    let value = int(args.at(2))?;
-    let ms = match unit {
-        Unit::Seconds => value.checked_mul(1000).ok_or(CommandError::InvalidExpire(name))?,
-        Unit::Milliseconds => value,
-    };
     let mut only = ExpireIf::default();
     for word in args.skip(3).iter() {
         if is(word, "NX") {
@@ -225,7 +240,7 @@ fn expire<'a>(args: &Args<'a>, unit: Unit, absolute: bool, name: &'static str) -
         } else if is(word, "LT") {
             only.earlier = true;
         } else {
-            return Err(CommandError::Options("Unsupported option"));
+            return Err(CommandError::UnsupportedOption(shown(word)));
         }
     }
     if only.absent && (only.present || only.later || only.earlier) {
@@ -234,6 +249,12 @@ fn expire<'a>(args: &Args<'a>, unit: Unit, absolute: bool, name: &'static str) -
     if only.later && only.earlier {
         return Err(CommandError::Options("GT and LT options at the same time are not compatible"));
     }
+    // Redis reads the number after the options.
+    let value = int(args.at(2))?;
+    let ms = match unit {
+        Unit::Seconds => value.checked_mul(1000).ok_or(CommandError::InvalidExpire(name))?,
+        Unit::Milliseconds => value,
+    };
     Ok(Command::Expire(args.at(1), if absolute { Expiry::At(ms) } else { Expiry::In(ms) }, only))
 }
 

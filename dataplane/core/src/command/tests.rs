@@ -63,6 +63,19 @@ fn set_refuses_what_redis_refuses_in_the_same_words() {
 }
 
 #[test]
+fn the_same_expiry_option_may_come_again_and_the_last_counts() {
+    assert_eq!(set(&["SET", "k", "v", "PX", "1", "PX", "2"]).0, SetExpiry::New(Expiry::In(2)));
+    assert_eq!(set(&["SET", "k", "v", "EXAT", "x", "EXAT", "2"]).0, SetExpiry::New(Expiry::At(2000)));
+    assert_eq!(error(&["SET", "k", "v", "PX", "1", "PXAT", "2"]), "ERR syntax error");
+    assert_eq!(error(&["GETEX", "k", "PX", "1", "PERSIST"]), "ERR syntax error");
+    assert_eq!(error(&["GETEX", "k", "PERSIST", "EX", "1"]), "ERR syntax error");
+    with(&["GETEX", "k", "PX", "x", "PX", "7"], |r| match r.unwrap().1 {
+        Command::GetEx(_, GetExpiry::New(raw)) => assert_eq!(raw.read("getex"), Ok(Expiry::In(7))),
+        other => panic!("{other:?}"),
+    });
+}
+
+#[test]
 fn unknown_commands_are_named_with_their_arguments() {
     assert_eq!(error(&["FOO", "a", "b"]), "ERR unknown command 'FOO', with args beginning with: 'a' 'b' ");
     assert_eq!(error(&["MULTI"]), "ERR unknown command 'MULTI', with args beginning with: ");
@@ -75,7 +88,9 @@ fn unknown_commands_are_named_with_their_arguments() {
 fn expire_knows_which_conditions_exclude_each_other() {
     assert!(error(&["EXPIRE", "k", "1", "NX", "GT"]).contains("not compatible"));
     assert!(error(&["EXPIRE", "k", "1", "GT", "LT"]).contains("not compatible"));
-    assert_eq!(error(&["EXPIRE", "k", "1", "YY"]), "ERR Unsupported option");
+    assert_eq!(error(&["EXPIRE", "k", "1", "YY"]), "ERR Unsupported option YY");
+    assert_eq!(error(&["EXPIRE", "k", "x", "YY"]), "ERR Unsupported option YY", "options come first");
+    assert_eq!(error(&["EXPIRE", "k", "x", "NX"]), "ERR value is not an integer or out of range");
     with(&["PEXPIREAT", "k", "-5", "xx", "gt"], |r| match r.unwrap().1 {
         Command::Expire(_, expiry, only) => {
             assert_eq!(expiry, Expiry::At(-5));

@@ -21,6 +21,17 @@ pub struct PeerHello {
     pub path: Vec<DataUuid>,
 }
 
+/// The first protocol version that knows bundles, compressed or not, and questions about the round trip.
+const BUNDLES_SINCE: u32 = 2;
+
+impl PeerHello {
+    /// Whether it understands bundles and compressed payloads.
+    #[must_use]
+    pub fn takes_bundles(&self) -> bool {
+        self.version >= BUNDLES_SINCE
+    }
+}
+
 /// What this side of a connection is.
 #[derive(Debug, Clone)]
 pub struct Own {

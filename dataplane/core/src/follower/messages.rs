@@ -31,6 +31,29 @@ pub struct FrameIn {
     pub committed_at_ms: u64,
 }
 
+/// Whole batches of one prefix and one epoch that follow each other, unpacked and its identities parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleIn {
+    /// Whose.
+    pub prefix: PrefixUuid,
+    /// Of which attempt.
+    pub attempt: u64,
+    /// The sender's reign.
+    pub reign: ReignRef,
+    /// The records' epoch.
+    pub epoch: Epoch,
+    /// The first record of the first batch.
+    pub first: Sequence,
+    /// Length in bytes of each batch; their counts stand in their headers.
+    pub lengths: Vec<u32>,
+    /// See [`bundle_crc`](super::bundle_crc).
+    pub crc32c: u32,
+    /// The batches, one behind the other.
+    pub payload: Bytes,
+    /// When the primary committed the last one; 0 = unknown.
+    pub committed_at_ms: u64,
+}
+
 /// Why the upstream does not stream a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalReason {
@@ -124,6 +147,8 @@ pub enum Event {
     BootstrapStarted(PrefixUuid),
     /// A frame came.
     Frame(FrameIn),
+    /// A bundle came.
+    Bundle(BundleIn),
     /// A refusal came.
     Refusal {
         /// Whose.
@@ -146,10 +171,15 @@ pub enum Event {
         prefix: PrefixUuid,
         /// Their credit.
         cost: u64,
-        /// How long the oldest waited.
-        queued_ms: u64,
-        /// Whether the applier has nothing left.
-        ran_dry: bool,
+        /// How long that took the applier, in microseconds.
+        busy_us: u64,
+        /// How long its whole pass took.
+        pass_us: u64,
+    },
+    /// A question to the upstream was answered after this time.
+    RoundTrip {
+        /// In milliseconds.
+        ms: u64,
     },
     /// A batch could not be applied; later ones of the attempt were thrown away.
     ApplyFailed {

@@ -48,7 +48,7 @@ fn frame(attempt: u64, first: u64, count: u32) -> FrameIn {
 }
 
 fn session() -> Session {
-    Session::new(reign(1), 8 << 20, LARGEST)
+    Session::new(reign(1), 0, 8 << 20, LARGEST)
 }
 
 fn step(session: &mut Session, now: u64, event: Event) -> Vec<Effect> {
@@ -254,6 +254,96 @@ fn an_upstream_refuses_a_follower_of_a_newer_reign_and_whom_it_streams_from() {
     assert!(check_follower(&own, &PeerHello { reign: None, ..peer() }).is_ok());
 }
 
+/// Batches that follow `first - 1`, with so many records each, in one bundle.
+fn bundle(attempt: u64, first: u64, counts: &[u32]) -> BundleIn {
+    let batches: Vec<Bytes> = counts.iter().map(|&count| payload(count, 10)).collect();
+    let all = Bytes::from(batches.concat());
+    let lengths: Vec<u32> = batches.iter().map(|b| u32::try_from(b.len()).unwrap()).collect();
+    BundleIn {
+        prefix: prefix(1),
+        attempt,
+        reign: reign(1),
+        epoch: Epoch(1),
+        first: Sequence(first),
+        crc32c: bundle_crc(&all, &lengths),
+        lengths,
+        payload: all,
+        committed_at_ms: 0,
+    }
+}
+
+/// Other lengths, with a checksum that fits.
+fn resum(bundle: &mut BundleIn, lengths: Vec<u32>) {
+    bundle.lengths = lengths;
+    bundle.crc32c = bundle_crc(&bundle.payload, &bundle.lengths);
+}
+
+#[test]
+fn the_batches_of_a_bundle_are_applied_one_by_one_and_their_credit_comes_back() {
+    let mut s = session();
+    let attempt = following(&mut s, 0);
+    let effects = step(&mut s, 0, Event::Bundle(bundle(attempt, 1, &[2, 1, 3])));
+    assert_eq!(applied(&effects), [(1, 2), (3, 1), (4, 3)]);
+    for effect in effects {
+        if let Effect::Apply { prefix, batch } = effect {
+            step(&mut s, 0, Event::Applied { prefix, cost: batch.cost, busy_us: 1, pass_us: 1 });
+        }
+    }
+    assert_eq!(s.in_flight(), 0);
+    assert_eq!(applied(&step(&mut s, 0, Event::Frame(frame(attempt, 7, 1)))), [(7, 1)]);
+}
+
+#[test]
+fn a_bundle_that_does_not_fit_is_refused_and_nothing_is_skipped() {
+    type Spoil = fn(&mut BundleIn);
+    let spoil: [(Spoil, Miss); 6] = [
+        (|b| b.crc32c ^= 1, Miss::Crc),
+        (|b| b.first = Sequence(2), Miss::Gap),
+        (|b| b.epoch = Epoch(2), Miss::NewerEpoch),
+        (|b| b.lengths.swap(0, 1), Miss::Crc),
+        (|b| resum(b, vec![]), Miss::Malformed),
+        (|b| resum(b, vec![1]), Miss::Malformed),
+    ];
+    for (change, miss) in spoil {
+        let mut s = session();
+        let attempt = following(&mut s, 0);
+        let mut bad = bundle(attempt, 1, &[1, 2]);
+        change(&mut bad);
+        let effects = step(&mut s, 0, Event::Bundle(bad));
+        assert!(effects.contains(&Effect::Missed { prefix: prefix(1), miss }), "{miss:?}: {effects:?}");
+        let given: u64 = effects.iter().map(|e| if let Effect::Apply { batch, .. } = e { batch.cost } else { 0 }).sum();
+        assert_eq!(s.in_flight(), given, "what was thrown away gave its credit back");
+    }
+}
+
+#[test]
+fn a_late_bundle_of_an_earlier_attempt_is_thrown_away() {
+    let mut s = session();
+    let old = following(&mut s, 0);
+    following(&mut s, 0);
+    assert!(step(&mut s, 0, Event::Bundle(bundle(old, 1, &[1, 1]))).is_empty());
+    assert_eq!(s.in_flight(), 0);
+}
+
+#[test]
+fn a_bundle_between_the_parts_of_a_batch_cuts_that_batch() {
+    let mut s = session();
+    let attempt = following(&mut s, 0);
+    let mut part = frame(attempt, 1, 2);
+    part.payload.truncate(10);
+    step(&mut s, 0, Event::Frame(part));
+    let effects = step(&mut s, 0, Event::Bundle(bundle(attempt, 1, &[1])));
+    assert!(effects.contains(&Effect::Missed { prefix: prefix(1), miss: Miss::Malformed }));
+    assert!(applied(&effects).is_empty());
+    assert_eq!(s.in_flight(), 0);
+}
+
+#[test]
+fn only_peers_of_the_second_protocol_version_take_bundles() {
+    assert!(!peer().takes_bundles());
+    assert!(PeerHello { version: 2, ..peer() }.takes_bundles());
+}
+
 /// How the wire treats one message.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
@@ -293,6 +383,35 @@ fn upstream_frames(batches: &[(u64, u32)], who: PrefixUuid, attempt: u64, after:
 }
 
 proptest! {
+    /// Whatever stands in a bundle, what is applied follows, and all credit is accounted for.
+    #[test]
+    fn a_bundle_of_arbitrary_contents_never_applies_out_of_order(
+        counts in proptest::collection::vec(1u32..4, 1..6),
+        first in 0u64..4,
+        lengths in proptest::option::of(proptest::collection::vec(any::<u32>(), 0..6)),
+        flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+    ) {
+        let mut s = session();
+        let attempt = following(&mut s, 0);
+        let mut odd = bundle(attempt, first, &counts);
+        let mut bytes = odd.payload.to_vec();
+        flips.iter().for_each(|(at, with)| bytes[at.index(odd.payload.len())] ^= with);
+        odd.payload = bytes.into();
+        let lengths = lengths.unwrap_or_else(|| odd.lengths.clone());
+        resum(&mut odd, lengths);
+        let mut effects = Vec::new();
+        s.step(0, Event::Bundle(odd), &mut effects).unwrap();
+        let (mut at, mut cost) = (0, 0);
+        for effect in &effects {
+            if let Effect::Apply { batch, .. } = effect {
+                prop_assert_eq!(batch.first.0, at + 1);
+                at = batch.first.last_of(batch.count).0;
+                cost += batch.cost;
+            }
+        }
+        prop_assert_eq!(s.in_flight(), cost);
+    }
+
     /// Whatever the wire does, each prefix's applied batches are the upstream's, in order and without a hole; and all credit
     /// comes back.
     #[test]
@@ -323,7 +442,7 @@ proptest! {
                         prop_assert_eq!(batch.first.0, *at + 1);
                         prop_assert!(batches.contains(&(batch.first.0, batch.count)));
                         *at = batch.first.last_of(batch.count).0;
-                        let applied = Event::Applied { prefix, cost: batch.cost, queued_ms: 0, ran_dry: true };
+                        let applied = Event::Applied { prefix, cost: batch.cost, busy_us: 10, pass_us: 10 };
                         todo.extend(step(&mut s, now, applied));
                     }
                     _ => {}

@@ -20,6 +20,17 @@ struct Task {
     meter: Arc<Meter>,
     backoff: Backoff,
     not_before_ms: u64,
+    failures: u32,
+}
+
+/// A bootstrap that may be tried now.
+#[derive(Debug)]
+pub(super) struct Due {
+    pub prefix: PrefixUuid,
+    pub cause: BootstrapCause,
+    pub meter: Arc<Meter>,
+    /// Attempts at it that failed.
+    pub failures: u32,
 }
 
 /// The bootstraps that wait or are under way; at most one per prefix.
@@ -47,6 +58,7 @@ impl Bootstraps {
                 meter: Arc::new(Meter::default()),
                 backoff: BACKOFF,
                 not_before_ms: 0,
+                failures: 0,
             }),
         }
         self.wake.notify_one();
@@ -71,15 +83,12 @@ impl Bootstraps {
     }
 
     /// The first that may be tried now, or how long until there is one. The catalogue goes first: it says what else is due.
-    pub(super) fn next(
-        &self,
-        first: PrefixUuid,
-        now_ms: u64,
-    ) -> Result<(PrefixUuid, BootstrapCause, Arc<Meter>), Option<u64>> {
+    pub(super) fn next(&self, first: PrefixUuid, now_ms: u64) -> Result<Due, Option<u64>> {
         let tasks = self.tasks.lock();
         let due = tasks.iter().filter(|t| t.not_before_ms <= now_ms);
         if let Some(task) = due.min_by_key(|t| t.prefix != first) {
-            return Ok((task.prefix, task.cause, task.meter.clone()));
+            let (prefix, cause, meter, failures) = (task.prefix, task.cause, task.meter.clone(), task.failures);
+            return Ok(Due { prefix, cause, meter, failures });
         }
         Err(tasks.iter().map(|t| t.not_before_ms - now_ms).min())
     }
@@ -94,6 +103,7 @@ impl Bootstraps {
         if let Some(at) = tasks.iter().position(|t| t.prefix == prefix)
             && let Some(mut task) = tasks.remove(at)
         {
+            task.failures = task.failures.saturating_add(1);
             task.not_before_ms = clock::boot_ms() + error.pause_ms(&mut task.backoff);
             tasks.push_back(task);
         }

@@ -129,8 +129,20 @@ async fn a_diverged_replica_is_rebuilt_and_its_old_copy_is_set_aside() {
     b.equals(&a, "data").await;
     assert_eq!(a.ctx.stats.diverged_sent.get(), 1);
     let detached = b.dir.path().join("detached");
-    eventually("the old copy is set aside", || std::fs::read_dir(&detached).unwrap().count() == 1).await;
-    let kept = std::fs::read_dir(&detached).unwrap().next().unwrap().unwrap().path();
+    eventually("the old copy is set aside", || std::fs::read_dir(&detached).unwrap().count() == 2).await;
+    let tails = b.catalogue.layout.exported_tails();
+    assert_eq!(tails.len(), 1);
+    let tail = &tails[0];
+    assert_eq!((tail.prefix.as_str(), tail.prefix_uuid, tail.epoch), ("data", uuid_of("data"), Epoch(1)));
+    assert_eq!((tail.first.0, tail.last.0, tail.records), (fork.0 + 1, fork.0 + 3, 3));
+    let lines = std::fs::read_to_string(b.dir.path().join(&tail.file)).unwrap();
+    let keys: Vec<_> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["key"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(keys, ["lost", "lost too", "and this"]);
+    let entries = std::fs::read_dir(&detached).unwrap().map(|e| e.unwrap().path());
+    let kept = entries.into_iter().find(|p| p.to_string_lossy().contains("-gen-")).unwrap();
     eventually("and says why", || kept.join("why.txt").exists()).await;
     let why = std::fs::read_to_string(kept.join("why.txt")).unwrap();
     assert!(why.contains(&format!("after 1/{fork} up to 1/{}", fork.0 + 3)), "{why}");

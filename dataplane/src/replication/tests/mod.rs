@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bootstrap;
+mod pace;
 mod proxy;
 mod refusals;
+mod sources;
 mod streaming;
 
 use std::collections::HashMap;
@@ -25,6 +27,7 @@ use uuid::Uuid;
 use super::*;
 use crate::config::Settings;
 use crate::disk::layout::Layout;
+use crate::scratch::Scratch;
 use crate::store::RoleView;
 use crate::store::prefix::Copy;
 
@@ -157,7 +160,7 @@ fn open_prefix(
 
 /// One member.
 struct Node {
-    dir: tempfile::TempDir,
+    dir: Scratch,
     store: Arc<Store>,
     ctx: Arc<ReplicationCtx>,
     hooks: Arc<TestMember>,
@@ -174,7 +177,7 @@ impl Node {
     }
 
     async fn with(number: u128, store_uid: StoreUid, settings: Settings, tuning: Tuning) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Scratch::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let sizes = RocksSettings { block_cache_bytes: 8 << 20, memtable_bytes: 64 << 20, ..RocksSettings::default() };

@@ -1,7 +1,8 @@
-//! A TCP proxy that cuts or damages what the upstream sends.
+//! A TCP proxy that cuts, damages or slows what the upstream sends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,6 +25,8 @@ struct Shared {
     /// Bytes that may still pass towards the follower before all connections are cut.
     budget: AtomicI64,
     passed: AtomicU64,
+    /// Bytes a second towards the follower; 0 = no limit.
+    speed: AtomicU64,
     /// Replaced by the second, once.
     damage: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
     cut: Mutex<CancellationToken>,
@@ -59,6 +62,11 @@ impl Proxy {
 
     pub fn passed(&self) -> u64 {
         self.shared.passed.load(Ordering::SeqCst)
+    }
+
+    /// A link of so many bytes a second.
+    pub fn slow_down(&self, bytes_per_second: u64) {
+        self.shared.speed.store(bytes_per_second, Ordering::SeqCst);
     }
 
     pub fn damage_once(&self, from: &[u8], to: &[u8]) {
@@ -112,6 +120,9 @@ async fn connection(follower: TcpStream, to: String, shared: Arc<Shared>, cut: C
             shared.passed.fetch_add(n as u64, Ordering::SeqCst);
             if to_follower.write_all(&buffer[..n]).await.is_err() {
                 return;
+            }
+            if let Some(us) = (n as u64 * 1_000_000).checked_div(shared.speed.load(Ordering::SeqCst)) {
+                tokio::time::sleep(Duration::from_micros(us)).await;
             }
         }
     };

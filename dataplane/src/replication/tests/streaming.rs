@@ -138,7 +138,7 @@ async fn a_follower_that_takes_nothing_is_cut_and_blocks_nobody() {
     for message in [
         Message::Hello(hello_to(&c.ctx.own(Some(member(1))), None)),
         Message::Resume(resume),
-        Message::Credit(v1::Credit { bytes: 1 << 40, durable: vec![] }),
+        Message::Credit(v1::Credit { bytes: 1 << 40, ..v1::Credit::default() }),
     ] {
         tx.send(v1::FollowerMessage { message: Some(message) }).await.unwrap();
     }

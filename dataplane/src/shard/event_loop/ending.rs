@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use parovoz_dataplane_core::resp::Reply;
 
-use super::{DRAIN_MS, EventLoop, STUCK_MS};
+use super::{DRAIN_MS, EventLoop, STUCK_MS, WRITE_BYTES};
 use crate::clock;
 use crate::shard::Shared;
 use crate::shard::conn::{Conn, Pause};
@@ -47,8 +47,10 @@ impl EventLoop {
                         .map(|(_, from, to, error)| (*from, *to, error.as_slice()))
                         .collect();
                     ranges.sort_unstable_by_key(|r| r.0);
-                    if let Some(bytes) = self.conn(id).and_then(|c| c.session.output.segment(segment)) {
+                    let Some(conn) = self.conn(id) else { continue };
+                    if let Some(bytes) = conn.session.output.segment(segment) {
                         replace_replies(bytes, &ranges);
+                        conn.session.output.hold_all();
                     }
                 }
             }
@@ -79,6 +81,26 @@ impl EventLoop {
         Self::mark_dirty(&mut self.dirty, conn, index);
     }
 
+    /// Lets go what waited for a group that is durable now.
+    pub(super) fn take_synced(&mut self) {
+        let (group, waiting) = self.dispatch.exec.take_synced();
+        let may_answer = waiting.is_empty() || self.dispatch.exec.may_answer_held();
+        for id in waiting {
+            let index = id.index as usize;
+            let Some(Some(conn)) = self.conns.get_mut(index) else { continue };
+            if conn.session.id != id {
+                continue;
+            }
+            if may_answer {
+                conn.session.output.let_go(group);
+                Self::mark_dirty(&mut self.dirty, conn, index);
+            } else {
+                // Nobody may say now what became of it, and replies can't be left out: the client sees an unknown outcome.
+                self.close(index);
+            }
+        }
+    }
+
     /// Lets a connection go on that was paused for this reason.
     pub(super) fn resume(&mut self, id: ConnId, pause: Pause) {
         if let Some(conn) = self.conn(id)
@@ -91,7 +113,7 @@ impl EventLoop {
 
     /// Answers scans whose contents replicas have by now.
     pub(super) fn release_scans(&mut self) {
-        let gated = self.dispatch.exec.primary && self.dispatch.exec.required > 0;
+        let gated = self.dispatch.exec.is_gated();
         let now = clock::boot_ms();
         let leads = self.dispatch.exec.primary;
         for (scanned, deadline) in std::mem::take(&mut self.scanned) {
@@ -101,7 +123,7 @@ impl EventLoop {
             } else if !gated || scanned.seen.iter().all(|(prefix, sequence)| prefix.released() >= *sequence) {
                 self.fill(scanned.to, &scanned.bytes);
             } else if now >= deadline {
-                self.fill(scanned.to, b"-TRYAGAIN not enough replicas confirmed what the scan has seen\r\n");
+                self.fill(scanned.to, b"-TRYAGAIN what the scan has seen was not confirmed in time\r\n");
             } else {
                 self.scanned.push((scanned, deadline));
             }
@@ -137,15 +159,22 @@ impl EventLoop {
         for index in std::mem::take(&mut self.dirty) {
             let Some(Some(conn)) = self.conns.get_mut(index) else { continue };
             conn.session.dirty = false;
-            if !write(&self.shared, self.shard, conn) {
-                self.close(index);
-                continue;
+            let wrote = write(&self.shared, self.shard, conn);
+            recount(&self.shared, conn);
+            match wrote {
+                Wrote::All => {}
+                Wrote::Part => Self::mark_dirty(&mut self.dirty, conn, index),
+                Wrote::Closed => {
+                    self.close(index);
+                    continue;
+                }
             }
             let session = &mut conn.session;
             let answered = session.output.holes() == 0;
             match session.pause {
-                Pause::Closing if answered && session.output.unsent().is_empty() => self.close(index),
-                Pause::Moving(shard) if answered => self.hand_to(index, shard),
+                Pause::Closing if !session.output.owes() => self.close(index),
+                // Groups are those of one loop.
+                Pause::Moving(shard) if answered && !session.output.is_held() => self.hand_to(index, shard),
                 Pause::Holes if answered => {
                     session.pause = Pause::None;
                     self.again.push(index);
@@ -169,7 +198,7 @@ impl EventLoop {
             Ok(()) => self.shared.inboxes[shard].push(Message::Adopt(conn)),
             Err(e) => {
                 tracing::warn!(error = %e, "deregister connection");
-                self.forget(&conn);
+                self.forget(&mut conn);
             }
         }
     }
@@ -180,10 +209,12 @@ impl EventLoop {
         // Both are gone with the socket in any case.
         let _ = self.poll.registry().deregister(&mut conn.stream);
         let _ = conn.stream.shutdown(Shutdown::Write);
-        self.forget(&conn);
+        self.forget(&mut conn);
     }
 
-    pub(super) fn forget(&self, conn: &Conn) {
+    pub(super) fn forget(&self, conn: &mut Conn) {
+        let (_, counted) = conn.session.output.recount();
+        self.shared.output_bytes.fetch_sub(counted, Ordering::Relaxed);
         self.shared.input_bytes.fetch_sub(conn.input.capacity(), Ordering::Relaxed);
         self.shared.clients.leave(conn.session.client.id);
     }
@@ -213,27 +244,54 @@ impl EventLoop {
         }
         let now = clock::boot_ms();
         let since = *self.draining_since.get_or_insert(now);
-        let owes = |c: &Option<Box<Conn>>| {
-            c.as_ref().is_some_and(|c| c.session.output.holes() > 0 || !c.session.output.unsent().is_empty())
-        };
-        let busy =
-            self.parked > 0 || self.conns.iter().any(|(_, c)| owes(c)) || self.shared.inboxes[self.shard].is_rung();
+        let owes = |c: &Option<Box<Conn>>| c.as_ref().is_some_and(|c| c.session.output.owes());
+        let busy = self.dispatch.exec.is_syncing()
+            || self.parked > 0
+            || self.conns.iter().any(|(_, c)| owes(c))
+            || self.shared.inboxes[self.shard].is_rung()
+            || !self.inbox.is_empty();
         self.shared.drained[self.shard].store(!busy, Ordering::Release);
         self.shared.drained.iter().all(|d| d.load(Ordering::Acquire)) || now.saturating_sub(since) >= DRAIN_MS
     }
 }
 
-/// Writes as much as the client takes; false = the connection is over.
-fn write(shared: &Shared, shard: usize, conn: &mut Conn) -> bool {
+/// How far a write came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrote {
+    /// As far as the client takes it.
+    All,
+    /// As far as one pass gives to one client; there is more.
+    Part,
+    /// The connection is over.
+    Closed,
+}
+
+/// Counts what the connection holds among what all hold.
+fn recount(shared: &Shared, conn: &mut Conn) {
+    let (now, before) = conn.session.output.recount();
+    if now > before {
+        shared.output_bytes.fetch_add(now - before, Ordering::Relaxed);
+    } else if now < before {
+        shared.output_bytes.fetch_sub(before - now, Ordering::Relaxed);
+    }
+}
+
+/// Writes what the client takes, but not so much that others wait for it.
+fn write(shared: &Shared, shard: usize, conn: &mut Conn) -> Wrote {
+    let mut left = WRITE_BYTES;
     loop {
         let unsent = conn.session.output.unsent();
         if unsent.is_empty() {
             conn.stuck_since = 0;
-            return true;
+            return Wrote::All;
         }
-        match conn.stream.write(unsent) {
-            Ok(0) => return false,
+        if left == 0 {
+            return Wrote::Part;
+        }
+        match conn.stream.write(&unsent[..unsent.len().min(left)]) {
+            Ok(0) => return Wrote::Closed,
             Ok(sent) => {
+                left -= sent;
                 conn.session.output.advance(sent);
                 conn.stuck_since = 0;
                 add(&shared.stats[shard].bytes_out, sent as u64);
@@ -242,10 +300,10 @@ fn write(shared: &Shared, shard: usize, conn: &mut Conn) -> bool {
                 if conn.stuck_since == 0 {
                     conn.stuck_since = clock::boot_ms();
                 }
-                return true;
+                return Wrote::All;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return false,
+            Err(_) => return Wrote::Closed,
         }
     }
 }

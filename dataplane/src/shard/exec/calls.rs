@@ -13,8 +13,7 @@ impl Executor {
     /// Executes a request; it is answered at once or at the end of the pass, or, under W > 0, when replicas have it.
     pub(in crate::shard) fn call(&mut self, call: Call) {
         add(&self.stats().calls, 1);
-        self.depends.clear();
-        self.changed = false;
+        self.begin_command();
         let writes = !matches!(call.request, Request::Get { .. } | Request::Has { .. });
         if let Err(refusal) = self.admit(writes, false) {
             let error = self.call_error(refusal);
@@ -164,6 +163,8 @@ impl Executor {
             Refusal::NotInteger => CallError::BadNumber("increment: the value is not an integer of 64 bits".to_owned()),
             Refusal::Overflow => CallError::BadNumber("increment: the sum is out of the range of 64 bits".to_owned()),
             Refusal::Unknown(why) => CallError::Unknown(why),
+            Refusal::Unconfirmed(_) => CallError::Unavailable(refusal.to_string()),
+            Refusal::Command(error) => CallError::BadKey(error.to_string()),
             Refusal::BadPrefix(text) => CallError::BadKey(text),
             Refusal::InvalidExpire(_) => CallError::BadKey("the expiry is out of range".to_owned()),
             Refusal::Engine(text) => CallError::Engine(text),

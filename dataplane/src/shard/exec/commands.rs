@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use parovoz_dataplane_core::command::{Command, CommandKind, Condition, ExpireIf, Expiry, Set, SetExpiry, Unit};
+use parovoz_dataplane_core::command::{
+    Command, CommandKind, Condition, ExpireIf, Expiry, GetExpiry, Set, SetExpiry, Unit,
+};
 use parovoz_dataplane_core::resp::parser::integer;
 use parovoz_dataplane_core::resp::reply::push_int;
 use parovoz_dataplane_core::resp::{Args, Proto, Reply};
@@ -33,8 +35,7 @@ impl Executor {
         out: &mut Vec<u8>,
     ) {
         let start = out.len();
-        self.depends.clear();
-        self.changed = false;
+        self.begin_command();
         let mut reply = Reply::new(out, proto);
         let done = match at.index {
             Some(index) => self.one_key(index, at.key, kind, command, &mut reply),
@@ -62,11 +63,11 @@ impl Executor {
     ) -> Done {
         match *command {
             Command::Get(_) => self.get(index, key, reply),
-            Command::Set(ref set) => self.set(index, key, set, reply),
+            Command::Set(ref set) => self.set(index, key, set, kind, reply),
             Command::SetNx(_, value) => self.set_nx(index, key, value, reply),
             Command::GetSet(_, value) => {
                 let set = Set { key, value, expiry: SetExpiry::Clear, condition: Condition::Always, get: true };
-                self.set(index, key, &set, reply)
+                self.set(index, key, &set, kind, reply)
             }
             Command::GetDel(_) => self.get_del(index, key, reply),
             Command::GetEx(_, change) => self.get_ex(index, key, change, reply),
@@ -98,6 +99,12 @@ impl Executor {
     /// The same without a prefix: nothing is there.
     fn no_prefix(&mut self, kind: CommandKind, command: &Command<'_>, reply: &mut Reply<'_>) -> Done {
         match command {
+            // Redis reads the number before it looks for the key.
+            Command::Expire(_, expiry, _) | Command::Set(Set { expiry: SetExpiry::New(expiry), .. })
+                if expiry.at(self.now_ms).is_none() =>
+            {
+                return Err(Refusal::InvalidExpire(kind.spec().name));
+            }
             Command::Get(_) | Command::GetDel(_) | Command::GetEx(..) => reply.null(),
             Command::Set(set) if set.condition == Condition::IfPresent => reply.null(),
             Command::Type(_) => reply.simple("none"),
@@ -113,7 +120,7 @@ impl Executor {
     }
 
     fn many_keys(&mut self, command: &Command<'_>, reply: &mut Reply<'_>) -> Done {
-        if self.primary && self.required > 0 {
+        if self.is_gated() {
             self.check_one_prefix(command)?;
         }
         match command {
@@ -132,7 +139,7 @@ impl Executor {
         }
     }
 
-    /// Under W > 0 a reply waits for one prefix. Commands are split so, but perhaps by a loop that has not seen the change yet.
+    /// A reply that is gated waits for one prefix. Commands are split so, but perhaps by a loop that has not seen the change yet.
     fn check_one_prefix(&mut self, command: &Command<'_>) -> Done {
         let (keys, step) = match command {
             Command::MGet(keys) | Command::Del(keys) | Command::Exists(keys) => (keys, 1),
@@ -175,11 +182,11 @@ impl Executor {
         Ok(())
     }
 
-    fn set(&mut self, index: usize, key: &[u8], set: &Set<'_>, reply: &mut Reply<'_>) -> Done {
+    fn set(&mut self, index: usize, key: &[u8], set: &Set<'_>, kind: CommandKind, reply: &mut Reply<'_>) -> Done {
         self.check_value(set.value)?;
         let hash = self.open_to_write(index, key, key.len() + set.value.len())?;
         let mut expires_at_ms = match set.expiry {
-            SetExpiry::New(expiry) => expiry.at(self.now_ms).ok_or(Refusal::InvalidExpire("set"))?,
+            SetExpiry::New(expiry) => expiry.at(self.now_ms).ok_or(Refusal::InvalidExpire(kind.spec().name))?,
             SetExpiry::Clear | SetExpiry::Keep => 0,
         };
         let mut applies = true;
@@ -264,19 +271,20 @@ impl Executor {
         Ok(())
     }
 
-    fn get_ex(&mut self, index: usize, key: &[u8], change: Option<SetExpiry>, reply: &mut Reply<'_>) -> Done {
+    fn get_ex(&mut self, index: usize, key: &[u8], change: GetExpiry<'_>, reply: &mut Reply<'_>) -> Done {
         let hash = self.open_to_write(index, key, key.len())?;
         match self.load(index, hash, key)? {
             None => reply.null(),
             Some(old) => {
                 reply.bulk(&self.scratch);
                 match change {
-                    Some(SetExpiry::New(expiry)) => {
+                    GetExpiry::New(raw) => {
+                        let expiry = raw.read("getex").map_err(Refusal::Command)?;
                         let at = expiry.at(self.now_ms).ok_or(Refusal::InvalidExpire("getex"))?;
                         self.put_expiry(index, hash, key, Some(at))?;
                     }
-                    Some(SetExpiry::Clear) if old > 0 => self.put_expiry(index, hash, key, None)?,
-                    _ => {}
+                    GetExpiry::Persist if old > 0 => self.put_expiry(index, hash, key, None)?,
+                    GetExpiry::Persist | GetExpiry::Leave => {}
                 }
             }
         }

@@ -6,6 +6,7 @@
 
 mod calls;
 mod commands;
+mod durable;
 mod gate;
 mod park;
 mod write;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use parovoz_dataplane_core::batch::BatchBuilder;
 use parovoz_dataplane_core::command::key::{self, Key};
-use parovoz_dataplane_core::command::table;
+use parovoz_dataplane_core::command::{CommandError, table};
 use parovoz_dataplane_core::types::{Limits, PrefixName, PrefixUuid, Sequence};
 use parovoz_dataplane_core::value;
 use parovoz_engine::Family;
@@ -31,7 +32,7 @@ use crate::store::RoleView;
 use crate::store::prefix::{Copy, Prefix};
 
 pub(super) use commands::At;
-pub(super) use park::{Mark, MarkAt, Waiter, replace_replies};
+pub(super) use park::{Mark, MarkAt, Settled, Waiter, replace_replies};
 
 /// Why a request is refused; the text is the reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,8 +67,12 @@ pub(super) enum Refusal {
     InvalidExpire(&'static str),
     #[error("ERR {0}")]
     Engine(String),
-    #[error("TIMEOUT write outcome unknown: {0}")]
+    #[error("TIMEOUT write outcome unknown: {0}; it may or may not survive")]
     Unknown(&'static str),
+    #[error("TRYAGAIN read not answered: {0}")]
+    Unconfirmed(&'static str),
+    #[error("{0}")]
+    Command(CommandError),
 }
 
 /// Who executes what concerns a prefix.
@@ -96,6 +101,8 @@ pub(super) struct PrefixState {
     batch: u32,
     /// The batch deletes everything that was before it.
     flushes: bool,
+    /// Under `durability: Sync`: replies about any key wait for this group.
+    waits_for: u64,
     touched: bool,
     gone: bool,
     waiting: park::Waiting,
@@ -146,6 +153,13 @@ pub(super) struct Executor {
     scratch: Vec<u8>,
     /// Prefixes whose batch the present command's reply depends on.
     depends: Vec<usize>,
+    /// The present command wrote to a batch, or read what one may hold.
+    in_batch: bool,
+    /// The present command wrote.
+    wrote: bool,
+    /// The group that the present command's reply waits for; 0 = none.
+    wait_for: u64,
+    durable: durable::Durable,
     pub(super) marks: Vec<Mark>,
     /// Batches that were not committed in this pass, and the reply instead of theirs.
     failed: Vec<(usize, u32, Refusal)>,
@@ -190,6 +204,10 @@ impl Executor {
             pending: Pending::default(),
             scratch: Vec::new(),
             depends: Vec::new(),
+            in_batch: false,
+            wrote: false,
+            wait_for: 0,
+            durable: durable::Durable::default(),
             marks: Vec::new(),
             failed: Vec::new(),
             finished: Vec::new(),
@@ -242,14 +260,18 @@ impl Executor {
                 continue;
             }
             if !self.primary || self.states[index].gone {
-                self.abandon(index, "this member is no longer the prefix's primary");
+                self.abandon(index);
                 continue;
             }
             self.abandon_lost(index);
             if self.required == 0 && self.at_begin.may_write {
                 // The new reign needs no replica, and what was committed is in its history.
-                let prefix = &self.states[index].prefix;
-                prefix.release(prefix.applied());
+                let prefix = self.states[index].prefix.clone();
+                if self.sync {
+                    self.gather(index, prefix.applied());
+                } else {
+                    prefix.release(prefix.applied());
+                }
             }
         }
     }
@@ -285,6 +307,7 @@ impl Executor {
             builder: BatchBuilder::default(),
             batch: 0,
             flushes: false,
+            waits_for: 0,
             touched: false,
             gone: false,
             waiting: park::Waiting::default(),
@@ -308,6 +331,7 @@ impl Executor {
         // Numbers are never used again: there are four billion.
         self.next_owner = self.next_owner.wrapping_add(1);
         self.states[index].cache_owner = self.next_owner;
+        self.sync_whole(index);
     }
 
     /// Splits a key and finds who executes what concerns it.
@@ -391,11 +415,24 @@ impl Executor {
         hasher.finish()
     }
 
-    /// Notes that the present command's reply shows what a batch holds, or what replicas may not have yet.
+    /// Whether replies may have to wait after their commit: for replicas, or for the disk.
+    pub(super) fn is_gated(&self) -> bool {
+        self.primary && (self.required > 0 || self.sync)
+    }
+
+    /// Forgets what the last command's reply depended on.
+    fn begin_command(&mut self) {
+        self.depends.clear();
+        self.in_batch = false;
+        self.wrote = false;
+        self.wait_for = 0;
+    }
+
+    /// Notes that the present command's reply shows what a batch holds, or what replicas or the disk may not have yet.
     fn depend(&mut self, index: usize) {
-        if (self.required > 0 && self.primary || self.states[index].builder.count() > 0)
-            && !self.depends.contains(&index)
-        {
+        let in_batch = self.in_batch && self.states[index].builder.count() > 0;
+        let gated = self.required > 0 && self.primary || self.wait_for > 0;
+        if (in_batch || gated) && !self.depends.contains(&index) {
             self.depends.push(index);
         }
     }
@@ -426,13 +463,17 @@ impl Executor {
     }
 
     fn read_cached(&mut self, index: usize, hash: u64, key: &[u8]) -> Result<Place, Refusal> {
+        let state = &self.states[index];
+        let in_batch = state.builder.count() > 0 && (state.flushes || self.pending.may_hold(hash));
+        self.in_batch |= in_batch;
+        self.reads_group(index, hash);
         let owner = self.states[index].cache_owner;
         if let Some(place) = self.cache.find(hash, owner, key) {
             self.cache_hits += 1;
             return Ok(Place::Cache(place));
         }
         self.cache_misses += 1;
-        if self.states[index].builder.count() > 0 && (self.states[index].flushes || self.pending.may_hold(hash)) {
+        if in_batch {
             self.commit(index)?;
         }
         let found = self.read_database(index, key)?;

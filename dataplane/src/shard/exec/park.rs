@@ -1,7 +1,8 @@
 //! Replies that may not go out yet: they wait for their batch's commit, and under W > 0 for replicas.
 //!
 //! Under W = 0 replies are written at once into the buffer that goes out after the commit; a [`Mark`] says which of them a
-//! failed commit must turn into errors. Everything else ([`Waiter`]) is kept apart until it may go.
+//! failed commit must turn into errors. Under `durability: Sync` the buffer is held until the commit's group is durable
+//! (`durable`). Everything else ([`Waiter`]) is kept apart until it may go.
 
 use std::collections::VecDeque;
 
@@ -9,6 +10,7 @@ use parovoz_dataplane_core::resp::reply::reply_len;
 use parovoz_dataplane_core::types::Position;
 
 use super::{Executor, Refusal};
+use crate::shard::conn::READY;
 use crate::shard::message::{Answer, CallReply, ConnId, ReplyTo};
 use crate::shard::stats::add;
 
@@ -46,19 +48,31 @@ pub(in crate::shard) enum Waiter {
     Call(CallReply, Answer),
 }
 
-/// A reply that waits for replicas.
+/// What becomes of a command's reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::shard) enum Settled {
+    /// It goes out after the pass.
+    Goes,
+    /// It is kept apart, with what waits on this prefix.
+    Waits(usize),
+    /// It stays where it is, but goes out only when this group is durable.
+    Held(u64),
+}
+
+/// A reply that waits for replicas or for the disk.
 #[derive(Debug)]
 struct Parked {
     /// Up to here, in this very history: another reign may have put another record in its place.
     until: Position,
     deadline: u64,
+    wrote: bool,
     waiter: Waiter,
 }
 
 /// What waits on one prefix.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    /// For the commit of the batch under way; with whether they have a change of their own in it.
+    /// For the commit of the batch under way; whether they wrote.
     commit: Vec<(Waiter, bool)>,
     /// For replicas, in order.
     replicas: VecDeque<Parked>,
@@ -71,24 +85,28 @@ impl Waiting {
 }
 
 impl Executor {
-    /// Whether the reply of the command just executed must wait; if not, and it depends on batches, it is marked.
+    /// What becomes of the reply of the command just executed. If it depends on batches, it is marked.
     ///
-    /// Under W > 0 a command concerns one prefix only (others are split before), whose index is answered.
-    pub(in crate::shard) fn settle(&mut self, at: MarkAt, from: usize, to: usize) -> Option<usize> {
-        if self.depends.is_empty() {
-            self.show(at, from, to);
-            return None;
-        }
+    /// A reply that is kept apart concerns one prefix only: commands over several are split before.
+    pub(in crate::shard) fn settle(&mut self, at: MarkAt, from: usize, to: usize) -> Settled {
         if self.required > 0 {
-            let index = self.depends[0];
+            let Some(&index) = self.depends.first() else {
+                self.show(at, from, to);
+                return Settled::Goes;
+            };
             self.depends.clear();
             let behind = self.states[index].prefix.released() < self.latest(index);
-            if self.states[index].builder.count() > 0 || behind {
-                return Some(index);
+            let waits = self.states[index].builder.count() > 0 || behind;
+            if !waits {
+                self.show(at, from, to);
             }
-            self.show(at, from, to);
-            return None;
+            return if waits { Settled::Waits(index) } else { Settled::Goes };
         }
+        let in_place = matches!(at, MarkAt::Conn(_, READY));
+        if self.wait_for > 0 && !in_place {
+            return self.depends.first().map_or(Settled::Goes, |index| Settled::Waits(*index));
+        }
+        self.show(at, from, to);
         self.show(at, from, to);
         for index in self.depends.drain(..) {
             let batch = self.states[index].batch;
@@ -100,13 +118,12 @@ impl Executor {
                 _ => self.marks.push(Mark { at, from, to, index, batch }),
             }
         }
-        None
+        if self.wait_for > 0 { Settled::Held(self.wait_for) } else { Settled::Goes }
     }
 
     /// Keeps a reply until a prefix's batch is committed and, under W > 0, held by replicas.
     pub(in crate::shard) fn park(&mut self, index: usize, waiter: Waiter) {
-        let changed = self.changed;
-        self.states[index].waiting.commit.push((waiter, changed));
+        self.states[index].waiting.commit.push((waiter, self.wrote));
         if !self.touched.contains(&index) {
             // So that the end of the pass looks at it even if its copy is gone.
             self.touched.push(index);
@@ -122,12 +139,12 @@ impl Executor {
         let now_at = self.states[index].prefix.position_at(latest);
         let deadline = self.boot_ms + PARKED_MS;
         let waiting = std::mem::take(&mut self.states[index].waiting.commit);
-        let refusals = [false, true].map(|changed| self.gate_refusal(changed));
-        for (mut waiter, changed) in waiting {
+        let refusals = [false, true].map(|wrote| self.gate_refusal(wrote));
+        for (mut waiter, wrote) in waiting {
             // What only was read is no proof of leading, and under W = 0 a commit is none either.
-            if (!changed || self.required == 0)
+            if (!wrote || self.required == 0)
                 && self.primary
-                && let Some(refusal) = refusals[usize::from(changed)].clone()
+                && let Some(refusal) = refusals[usize::from(wrote)].clone()
             {
                 self.refuse(waiter, &refusal);
                 continue;
@@ -136,7 +153,7 @@ impl Executor {
                 *at = position.unwrap_or(now_at);
             }
             let until = position.unwrap_or(now_at);
-            self.states[index].waiting.replicas.push_back(Parked { until, deadline, waiter });
+            self.states[index].waiting.replicas.push_back(Parked { until, deadline, wrote, waiter });
         }
         self.release(index);
     }
@@ -146,18 +163,32 @@ impl Executor {
         if self.fenced {
             return;
         }
+        let gated = self.primary && self.is_gated();
+        // Under W = 0 they waited for the disk, and the Lease may have run out meanwhile.
+        let refusals = if self.required == 0 && self.primary {
+            [false, true].map(|wrote| self.gate_refusal(wrote))
+        } else {
+            [None, None]
+        };
+        let mut refused: Vec<(Waiter, Refusal)> = Vec::new();
         let state = &mut self.states[index];
         let released = state.prefix.released();
-        let gated = self.primary && self.required > 0;
         while let Some(front) = state.waiting.replicas.front() {
             if gated && front.until.sequence > released {
                 break;
             }
-            match state.waiting.replicas.pop_front().map(|p| p.waiter) {
-                Some(Waiter::Reply(to, bytes)) => self.finished.push((to, bytes)),
-                Some(Waiter::Call(reply, answer)) => reply.send(Ok(answer)),
-                None => break,
+            let Some(parked) = state.waiting.replicas.pop_front() else { break };
+            if let Some(refusal) = &refusals[usize::from(parked.wrote)] {
+                refused.push((parked.waiter, refusal.clone()));
+                continue;
             }
+            match parked.waiter {
+                Waiter::Reply(to, bytes) => self.finished.push((to, bytes)),
+                Waiter::Call(reply, answer) => reply.send(Ok(answer)),
+            }
+        }
+        for (waiter, refusal) in refused {
+            self.refuse(waiter, &refusal);
         }
     }
 
@@ -172,9 +203,10 @@ impl Executor {
             let boot_ms = self.boot_ms;
             let replicas = &mut self.states[index].waiting.replicas;
             let late = replicas.iter().take_while(|p| p.deadline <= boot_ms).count();
-            let late: Vec<Waiter> = replicas.drain(..late).map(|p| p.waiter).collect();
+            let late: Vec<Parked> = replicas.drain(..late).collect();
             left += replicas.len();
-            self.give_up(late, "not enough replicas confirmed it in time; it may or may not survive");
+            let read = "what it shows was not confirmed in time by enough replicas";
+            self.give_up(late, "it was not confirmed in time by enough replicas", read);
         }
         self.stats().parked.store(left as u64, std::sync::atomic::Ordering::Relaxed);
         let waited = self.oldest_wait_ms();
@@ -192,10 +224,8 @@ impl Executor {
         let (kept, lost): (Vec<_>, Vec<_>) =
             waiting.into_iter().partition(|p| prefix.position_at(p.until.sequence) == p.until);
         self.states[index].waiting.replicas = kept.into();
-        self.give_up(
-            lost.into_iter().map(|p| p.waiter).collect(),
-            "it is not in the history of the reign that followed",
-        );
+        let why = "it is not in the history of the reign that followed";
+        self.give_up(lost, why, why);
     }
 
     /// Milliseconds for which the oldest reply has been waiting for replicas; 0 = none waits.
@@ -204,16 +234,19 @@ impl Executor {
         oldest.map_or(0, |deadline| self.boot_ms.saturating_sub(deadline.saturating_sub(PARKED_MS)))
     }
 
-    /// Answers everything that waits for replicas of a prefix with "nobody knows".
-    pub(super) fn abandon(&mut self, index: usize, why: &'static str) {
+    /// This member is no longer the prefix's primary: nobody will say what becomes of what waits for replicas.
+    pub(super) fn abandon(&mut self, index: usize) {
         let waiting = std::mem::take(&mut self.states[index].waiting.replicas);
-        self.give_up(waiting.into_iter().map(|p| p.waiter).collect(), why);
+        let why = "this member is no longer the prefix's primary";
+        self.give_up(waiting.into(), why, why);
     }
 
-    fn give_up(&mut self, waiters: Vec<Waiter>, why: &'static str) {
-        add(&self.stats().parked_timeouts, waiters.len() as u64);
-        for waiter in waiters {
-            self.refuse(waiter, &Refusal::Unknown(why));
+    /// Answers in the words for writes or in those for reads: a read has no outcome that anybody could wonder about.
+    fn give_up(&mut self, waiting: Vec<Parked>, write: &'static str, read: &'static str) {
+        add(&self.stats().parked_timeouts, waiting.len() as u64);
+        for parked in waiting {
+            let refusal = if parked.wrote { Refusal::Unknown(write) } else { Refusal::Unconfirmed(read) };
+            self.refuse(parked.waiter, &refusal);
         }
     }
 

@@ -7,7 +7,7 @@ use parovoz_engine::Severity;
 use super::{Executor, Refusal};
 use crate::shard::cache::Cached;
 use crate::shard::stats::add;
-use crate::store::prefix::CommitError;
+use crate::store::prefix::{CommitError, WalSync};
 
 /// A batch that has reached this size is committed before more is added, so that followers get pieces of a handy size.
 const GROUP_BYTES: usize = 4 << 20;
@@ -36,7 +36,15 @@ impl Executor {
         state.builder.put_value(key, value, (expires_at_ms > 0).then_some(expires_at_ms));
         let object = Cached { value: Some(value), expires_at_ms };
         self.cache.insert(hash, state.cache_owner, key, object);
+        self.wrote(hash);
+    }
+
+    /// The batch holds this key now.
+    fn wrote(&mut self, hash: u64) {
         self.pending.insert(hash);
+        self.in_batch = true;
+        self.wrote = true;
+        self.will_sync(hash);
     }
 
     /// Sets a key to what lies in the scratch buffer.
@@ -52,7 +60,7 @@ impl Executor {
         let state = &mut self.states[index];
         state.builder.delete(key);
         self.cache.insert(hash, state.cache_owner, key, Cached { value: None, expires_at_ms: 0 });
-        self.pending.insert(hash);
+        self.wrote(hash);
     }
 
     /// Deletes everything in a prefix.
@@ -65,13 +73,16 @@ impl Executor {
         state.builder.delete_range(&[], &end);
         state.flushes = true;
         self.forget(index);
+        self.in_batch = true;
+        self.wrote = true;
+        self.wait_for = self.states[index].waits_for;
         self.depend(index);
         Ok(())
     }
 
     /// Commits a prefix's batch, if there is one.
     pub(super) fn commit(&mut self, index: usize) -> Result<(), Refusal> {
-        let sync = self.sync;
+        let sync = if self.sync { WalSync::Later } else { WalSync::Never };
         let state = &mut self.states[index];
         let count = state.builder.count();
         if count == 0 {
@@ -81,7 +92,7 @@ impl Executor {
         let bytes = state.builder.finish();
         let size = bytes.len() as u64;
         let started = Instant::now();
-        let result = state.prefix.commit(bytes, count, sync);
+        let result = state.prefix.commit_then(bytes, count, sync);
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         state.flushes = false;
         let batch = state.batch;
@@ -93,7 +104,9 @@ impl Executor {
                 stats.group_records.observe(u64::from(count));
                 add(&stats.commits, 1);
                 add(&stats.commit_bytes, size);
-                if self.required == 0 {
+                if sync == WalSync::Later {
+                    self.gather(index, position.sequence);
+                } else if self.required == 0 {
                     self.states[index].prefix.release(position.sequence);
                 }
                 self.sequence_waiting(index, Some(position));

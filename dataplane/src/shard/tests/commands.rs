@@ -20,9 +20,14 @@ fn error(c: &mut redis::Connection, line: &str) -> String {
     format!("{} {}", e.code().unwrap_or(""), e.detail().unwrap_or(""))
 }
 
-fn plans() -> [Plan; 3] {
+fn plans() -> [Plan; 4] {
     let plan = Plan::default();
-    [plan.clone(), Plan { rocks: true, ..plan.clone() }, Plan { cache_bytes: 0, ..plan }]
+    [
+        plan.clone(),
+        Plan { rocks: true, ..plan.clone() },
+        Plan { rocks: true, durability: Durability::Sync, ..plan.clone() },
+        Plan { cache_bytes: 0, ..plan },
+    ]
 }
 
 #[test]

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod commands;
+mod durable;
+mod faulty;
 mod quorum;
 mod reign;
 mod wire;
@@ -21,8 +23,10 @@ use parovoz_engine::rocks::{RocksEngine, RocksSettings};
 use parovoz_engine::{Engine, OpenSpec};
 use uuid::Uuid;
 
+use self::faulty::Faulty;
 use super::*;
 use crate::config::{Durability, Settings};
+use crate::scratch::Scratch;
 use crate::store::prefix::Copy;
 use crate::store::{CreateError, CreateReply, Creator, Endpoint, RoleView};
 
@@ -42,7 +46,7 @@ struct Rig {
     reign: Reign,
     maker: Arc<Maker>,
     fatal: Arc<OnceLock<String>>,
-    _dir: tempfile::TempDir,
+    _dir: Scratch,
 }
 
 /// Creates prefixes, on a thread of its own as the catalogue does.
@@ -95,11 +99,19 @@ struct Plan {
     required: u32,
     max_connections: usize,
     cache_bytes: usize,
+    durability: Durability,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { loops: 2, rocks: false, required: 0, max_connections: 100, cache_bytes: 4 << 20 }
+        Self {
+            loops: 2,
+            rocks: false,
+            required: 0,
+            max_connections: 100,
+            cache_bytes: 4 << 20,
+            durability: Durability::Os,
+        }
     }
 }
 
@@ -109,13 +121,13 @@ impl Rig {
     }
 
     fn with(plan: Plan) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Scratch::new();
         let engine: Arc<dyn Engine> = if plan.rocks {
             Arc::new(RocksEngine::new(&RocksSettings::default()).unwrap())
         } else {
             Arc::new(MemoryEngine::new())
         };
-        let settings = Settings { durability: Durability::Os, ..Settings::default() };
+        let settings = Settings { durability: plan.durability, ..Settings::default() };
         let me = DataUuid(Uuid::new_v4());
         let store = Arc::new(Store::new(StoreUid("s".into()), me, Limits::default(), settings, 16 << 20));
         let mode = if plan.required > 0 { Mode::Quorum } else { Mode::Async };
@@ -230,6 +242,23 @@ impl Raw {
             line += &self.take(1);
         }
         assert!(line.contains(part), "{line:?} lacks {part:?}");
+    }
+
+    /// Expects that nothing comes for a while.
+    fn expect_silence(&mut self) {
+        self.expect_silence_of(Duration::from_millis(100));
+    }
+
+    /// Expects that nothing has come yet.
+    fn expect_silence_for_now(&mut self) {
+        self.expect_silence_of(Duration::from_millis(1));
+    }
+
+    fn expect_silence_of(&mut self, time: Duration) {
+        self.0.set_read_timeout(Some(time)).unwrap();
+        let mut byte = [0];
+        assert!(self.0.read(&mut byte).is_err(), "something came: {byte:?}");
+        self.0.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 
     /// Expects that the other side closes.

@@ -19,15 +19,6 @@ impl Rig {
     }
 }
 
-impl Raw {
-    fn expect_silence(&mut self) {
-        self.0.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        let mut byte = [0];
-        assert!(self.0.read(&mut byte).is_err(), "something came: {byte:?}");
-        self.0.set_read_timeout(Some(PATIENCE)).unwrap();
-    }
-}
-
 #[test]
 fn writes_and_the_reads_after_them_wait_until_replicas_have_them() {
     let rig = quorum();
@@ -76,10 +67,13 @@ fn a_primary_that_loses_its_role_says_that_nobody_knows() {
 #[test]
 fn without_enough_replicas_the_wait_is_bounded() {
     let rig = quorum();
-    let mut raw = rig.raw();
-    raw.send("SET a:k v\r\n");
-    raw.expect_line("-TIMEOUT write outcome unknown");
-    assert_eq!(rig.sum(|s| &s.parked_timeouts), 1);
+    let (mut writer, mut reader) = (rig.raw(), rig.raw());
+    writer.send("SET a:k v\r\n");
+    wait_until("the write is parked", || rig.parked() == 1);
+    reader.send("GET a:k\r\n");
+    writer.expect_line("-TIMEOUT write outcome unknown");
+    reader.expect_line("-TRYAGAIN read not answered: what it shows was not confirmed in time");
+    assert_eq!(rig.sum(|s| &s.parked_timeouts), 2);
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn a_fatal_error_ends_the_process_and_answers_nobody() {
     raw.send("SET a:k 1\r\n");
     raw.expect("+OK\r\n");
     let copy = rig.store.prefix(b"a").unwrap().copy().unwrap();
-    let db = Arc::new(Failing(copy.db.clone()));
+    let db = Arc::new(Faulty::around(copy.db.clone()).full());
     let broken = Copy { generation: 2, dir: copy.dir.clone(), sequence_offset: 0, db };
     rig.store.prefix(b"a").unwrap().install(broken, EpochHistory::default());
     raw.send("SET a:k 2\r\n");
@@ -166,59 +166,74 @@ fn a_fatal_error_ends_the_process_and_answers_nobody() {
     raw.expect_end();
 }
 
-/// A database whose disk is full.
-#[derive(Debug)]
-struct Failing(Arc<dyn parovoz_engine::Database>);
+const BIG: usize = 16 << 20;
 
-impl parovoz_engine::Database for Failing {
-    fn latest(&self) -> Sequence {
-        self.0.latest()
+/// A store with a value of 16 MiB in a prefix of each loop.
+fn with_big_values() -> Rig {
+    let rig = Rig::new().prefixes(&["a", "b"]);
+    let mut c = rig.redis();
+    for key in ["a:big", "b:big"] {
+        let () = c.set(key, vec![b'x'; BIG]).unwrap();
     }
-    fn get_with(
-        &self,
-        f: parovoz_engine::Family,
-        key: &[u8],
-        found: &mut dyn FnMut(&[u8]),
-    ) -> parovoz_engine::Result<bool> {
-        self.0.get_with(f, key, found)
+    let () = c.set("a:small", "1").unwrap();
+    rig
+}
+
+/// Takes one reply to a GET of a big value; whether it was the value.
+fn take_big(raw: &mut Raw) -> bool {
+    if raw.take(1) == "-" {
+        raw.expect_line("TRYAGAIN the member holds too many bytes of replies");
+        return false;
     }
-    fn write(&self, _: &[u8], _: bool) -> parovoz_engine::Result<Sequence> {
-        Err(parovoz_engine::EngineError::NoSpace { action: "write batch".into() })
+    raw.expect_line(&BIG.to_string());
+    let mut rest = vec![0; BIG + 2];
+    raw.0.read_exact(&mut rest).unwrap();
+    assert!(rest.ends_with(b"x\r\n"));
+    true
+}
+
+#[test]
+fn a_small_read_is_answered_soon_while_others_read_big_values() {
+    let rig = with_big_values();
+    let mut small = rig.raw();
+    let readers: Vec<_> = (0..10)
+        .map(|i| {
+            let mut raw = rig.raw();
+            std::thread::spawn(move || {
+                let request = if i % 2 == 0 { "GET a:big\r\n" } else { "GET b:big\r\n" };
+                raw.send(request.repeat(8));
+                (0..8).filter(|_| take_big(&mut raw)).count()
+            })
+        })
+        .collect();
+    let (mut slowest, mut asked) = (Duration::ZERO, 0);
+    while readers.iter().any(|r| !r.is_finished()) {
+        let begun = Instant::now();
+        small.send("GET a:small\r\n");
+        small.expect("$1\r\n1\r\n");
+        slowest = slowest.max(begun.elapsed());
+        asked += 1;
     }
-    fn sync(&self) -> parovoz_engine::Result<()> {
-        self.0.sync()
+    let got: usize = readers.into_iter().map(|r| r.join().unwrap()).sum();
+    assert!(got >= 40, "{got}");
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}, of {asked}");
+}
+
+#[test]
+fn replies_of_all_connections_together_are_bounded() {
+    let rig = with_big_values();
+    let held = || rig.shards.shared.output_bytes.load(Ordering::Relaxed);
+    let mut idle: Vec<Raw> = (0..48).map(|_| rig.raw()).collect();
+    idle.iter_mut().for_each(|raw| raw.send("GET a:big\r\n"));
+    wait_until("replies wait", || held() > super::dispatch::OUTPUT_BYTES_MAX / 2);
+    let mut small = rig.raw();
+    for _ in 0..200 {
+        small.send("GET a:small\r\n");
+        small.expect("$1\r\n1\r\n");
+        // What is on its way between loops is added before it is taken away.
+        assert!(held() < super::dispatch::OUTPUT_BYTES_MAX + 6 * BIG, "{}", held());
     }
-    fn snapshot(&self) -> Box<dyn parovoz_engine::Snapshot + '_> {
-        self.0.snapshot()
-    }
-    fn updates_after(&self, after: Sequence) -> parovoz_engine::Result<Box<dyn parovoz_engine::Updates + '_>> {
-        self.0.updates_after(after)
-    }
-    fn oldest_in_wal(&self) -> parovoz_engine::Result<Sequence> {
-        self.0.oldest_in_wal()
-    }
-    fn wal_files(&self) -> parovoz_engine::Result<Vec<parovoz_engine::WalFile>> {
-        self.0.wal_files()
-    }
-    fn remove_archived(&self, file: &parovoz_engine::WalFile) -> parovoz_engine::Result<()> {
-        self.0.remove_archived(file)
-    }
-    fn checkpoint(&self, dir: &std::path::Path) -> parovoz_engine::Result<()> {
-        self.0.checkpoint(dir)
-    }
-    fn flush(&self) -> parovoz_engine::Result<()> {
-        self.0.flush()
-    }
-    fn compact(&self) -> parovoz_engine::Result<()> {
-        self.0.compact()
-    }
-    fn verify_checksums(&self) -> parovoz_engine::Result<()> {
-        self.0.verify_checksums()
-    }
-    fn estimated_keys(&self) -> u64 {
-        self.0.estimated_keys()
-    }
-    fn disk_bytes(&self) -> u64 {
-        self.0.disk_bytes()
-    }
+    let got = idle.iter_mut().filter_map(|raw| take_big(raw).then_some(())).count();
+    assert!(got >= 24, "{got}");
+    wait_until("nothing is held any more", || held() == 0);
 }

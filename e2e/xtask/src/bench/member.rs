@@ -167,6 +167,7 @@ async fn order(primary: &Member, replica: &Member) -> std::result::Result<(), Bo
         reign: Some(reign),
         upstream: Some(primary.endpoint.clone()),
         primary: Some(primary.endpoint.clone()),
+        bootstrap_source: None,
     };
     replica.admin().await?.follow(follow).await?;
     Ok(())

@@ -13,6 +13,7 @@ mod planned;
 pub(crate) mod procedure;
 pub(crate) mod record;
 mod reign;
+mod sources;
 mod suspect;
 
 use std::time::Duration;

@@ -6,6 +6,7 @@ use parovoz_api::{MemberPhase, ReignRecord, Topology};
 
 use super::Context;
 use super::record::answering;
+use super::sources::Sources;
 use crate::names;
 use crate::observed::{KnownReign, Position, ReignRef, Report};
 
@@ -59,6 +60,8 @@ pub enum OrderKind {
         upstream: Endpoint,
         /// Who leads.
         primary: Endpoint,
+        /// Who to take missing copies from; None = the upstream.
+        bootstrap_source: Option<Box<Endpoint>>,
     },
 }
 
@@ -104,6 +107,7 @@ pub(crate) fn follow(context: &Context<'_>, record: &ReignRecord, except: &[&str
     let reign = known(record);
     let Some((primary, _)) = answering.get(record.primary.as_str()).copied() else { return Vec::new() };
     let mut orders = Vec::new();
+    let mut sources = Sources::new(context, record, &reign);
     for (data_uuid, (ordinal, follower)) in &answering {
         let member = record.members.iter().any(|member| member.data_uuid == *data_uuid);
         let unfit = follower.phase == MemberPhase::Parked || !context.target.contains(ordinal);
@@ -112,11 +116,18 @@ pub(crate) fn follow(context: &Context<'_>, record: &ReignRecord, except: &[&str
             continue;
         }
         let upstream = upstream(context, record, primary, *ordinal);
-        if follows(follower, &reign, &upstream) {
+        let source = sources.of(follower, &upstream);
+        if follows(follower, &reign, &upstream) && !source.matters {
             continue;
         }
+        sources.load(source.chosen.as_deref());
+        let bootstrap_source = source.chosen.and_then(|uuid| {
+            let (ordinal, _) = answering.get(uuid.as_str())?;
+            Some(Box::new(endpoint(context, *ordinal, &uuid)))
+        });
         let primary = endpoint(context, primary, &record.primary);
-        orders.push(order(context, *ordinal, follower, &reign, OrderKind::Follow { upstream, primary }));
+        let kind = OrderKind::Follow { upstream, primary, bootstrap_source };
+        orders.push(order(context, *ordinal, follower, &reign, kind));
     }
     orders
 }

@@ -49,6 +49,8 @@ pub struct Process {
     pub id: String,
     pub primary: bool,
     pub upstream: Option<(String, String)>,
+    /// data_uuid of the bootstrap source.
+    pub source: String,
     pub parked: bool,
     /// Writes are held until then.
     pub frozen: Option<Timestamp>,
@@ -230,6 +232,7 @@ impl World {
             followers: if process.primary { self.followers(volume) } else { Vec::new() },
             upstream_data_uuid,
             upstream_address,
+            bootstrap_source: process.source.clone(),
             upstream_connected: connected,
             disk_free_bytes: 900,
             disk_total_bytes: 1000,
@@ -561,7 +564,7 @@ impl World {
                 process.frozen = None;
                 self.begin_epochs();
             }
-            OrderKind::Follow { upstream, .. } => {
+            OrderKind::Follow { upstream, bootstrap_source, .. } => {
                 if newer || hangs {
                     return;
                 }
@@ -571,6 +574,7 @@ impl World {
                 process.primary = false;
                 process.frozen = None;
                 process.upstream = Some((upstream.data_uuid.clone(), upstream.replication_address.clone()));
+                process.source = bootstrap_source.as_ref().map(|source| source.data_uuid.clone()).unwrap_or_default();
             }
         }
     }

@@ -1,0 +1,135 @@
+//! Copies that come from another member than the upstream.
+
+use super::*;
+use crate::store::prefix::PrefixPhase;
+
+/// A primary with data beyond its WAL, a replica that has it, and a third that has nothing and should take it from the replica.
+async fn three() -> (Node, Node, Node) {
+    let a = primary().await;
+    for _ in 0..3 {
+        write_many(&a.prefix("data"), 100, 1_000);
+        a.prefix("data").copy().unwrap().db.flush().unwrap();
+    }
+    let mut b = Node::new(2).await;
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    b.equals(&a, "data").await;
+    prune(&a.prefix("data")).await;
+    let c = Node::new(3).await;
+    c.store.set_bootstrap_source(Some(b.endpoint()));
+    (a, b, c)
+}
+
+fn sent(node: &Node) -> u64 {
+    node.ctx.stats.snapshot_bytes_sent.get()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_gives_the_copy_and_the_stream_goes_on_at_the_upstream() {
+    let (a, b, mut c) = three().await;
+    c.follow(&reign(1), a.endpoint(), &a.endpoint());
+    write_many(&a.prefix("data"), 20, 100);
+    c.equals(&a, "data").await;
+    assert!(sent(&b) > 1 << 20, "{}", sent(&b));
+    assert_eq!(sent(&a), 0);
+    assert_eq!(c.follower.as_ref().unwrap().status().upstream, Some(member(1)));
+    let last = write_many(&a.prefix("data"), 20, 100);
+    c.equals(&a, "data").await;
+    eventually("the new copy is acknowledged", || a.ctx.acks.lock().members_at(uuid_of("data"), last.sequence) == 2)
+        .await;
+    eventually("snapshot and hold are let go", || {
+        a.ctx.stats.snapshots_open.get() == 0 && b.ctx.stats.snapshots_open.get() == 0
+    })
+    .await;
+    for node in [c, b, a] {
+        node.shut().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_from_a_source_behind_the_primary_counts_only_from_where_the_primary_was() {
+    let (a, mut b, mut c) = three().await;
+    // The source stays behind: whole, but without what is written now.
+    b.stop_following().await;
+    let behind = b.prefix("data").applied();
+    let ordered_at = write_many(&a.prefix("data"), 50, 100);
+    assert!(behind < ordered_at.sequence);
+    c.follow(&reign(1), a.endpoint(), &a.endpoint());
+    c.equals(&a, "data").await;
+    assert!(sent(&b) > 1 << 20 && sent(&a) == 0, "the copy came from the source");
+    let floor = c.hooks.floor(uuid_of("data")).expect("a floor");
+    assert!(floor >= ordered_at, "{floor} is below {ordered_at}, where the primary was");
+    for node in [c, b, a] {
+        node.shut().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_below_its_floor_is_no_source_and_the_upstream_is_asked_instead() {
+    let (a, b, mut c) = three().await;
+    b.hooks.raise_floor(&b.prefix("data"), Position::new(1, 1 << 40)).unwrap();
+    c.follow(&reign(1), a.endpoint(), &a.endpoint());
+    c.equals(&a, "data").await;
+    assert_eq!(sent(&b), 0);
+    assert!(sent(&a) > 1 << 20);
+    for node in [c, b, a] {
+        node.shut().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_whose_position_the_upstream_can_no_longer_stream_from_is_not_used() {
+    let (a, mut b, mut c) = three().await;
+    b.stop_following().await;
+    for _ in 0..3 {
+        write_many(&a.prefix("data"), 100, 1_000);
+        a.prefix("data").copy().unwrap().db.flush().unwrap();
+    }
+    // The follower's own hold has ended, and so its WAL goes.
+    prune(&a.prefix("data")).await;
+    assert!(a.prefix("data").copy().unwrap().db.oldest_in_wal().unwrap() > b.prefix("data").applied().next());
+    c.follow(&reign(1), a.endpoint(), &a.endpoint());
+    c.equals(&a, "data").await;
+    assert_eq!(sent(&b), 0, "nothing was copied that could not be gone on with");
+    for node in [c, b, a] {
+        node.shut().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_dies_during_the_copy_is_replaced_by_the_upstream() {
+    let (a, b, _) = three().await;
+    let settings = Settings { bootstrap_max_bytes_per_second: 512 << 10, ..Settings::default() };
+    let mut c = Node::with(3, store_uid(), settings, Tuning::default()).await;
+    c.store.set_bootstrap_source(Some(b.endpoint()));
+    c.follow(&reign(1), a.endpoint(), &a.endpoint());
+    eventually("it copies from the source", || sent(&b) > 0).await;
+    eventually("the upstream holds its WAL for it", || {
+        a.ctx.holds.lock().live(0).any(|h| matches!(h.owner, Owner::Snapshot(_)))
+    })
+    .await;
+    assert_eq!(c.prefix("data").phase(), PrefixPhase::Bootstrapping);
+    b.shut().await;
+    c.store.settings.store(Arc::new(Settings::default()));
+    c.equals(&a, "data").await;
+    assert!(sent(&a) > 0);
+    for node in [c, a] {
+        node.shut().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_source_does_not_disturb_a_copy_under_way() {
+    let (a, b, _) = three().await;
+    let settings = Settings { bootstrap_max_bytes_per_second: 4 << 20, ..Settings::default() };
+    let mut c = Node::with(3, store_uid(), settings, Tuning::default()).await;
+    c.store.set_bootstrap_source(Some(b.endpoint()));
+    c.follow(&reign(1), a.endpoint(), &a.endpoint());
+    eventually("it copies from the source", || sent(&b) > 0).await;
+    c.store.set_bootstrap_source(None);
+    c.equals(&a, "data").await;
+    assert_eq!(c.ctx.stats.bootstrap_failures.get(), 0);
+    assert_eq!(sent(&a), 0);
+    for node in [c, b, a] {
+        node.shut().await;
+    }
+}
