@@ -512,6 +512,11 @@ impl World {
         let me = &self.operators[operator];
         let age = me.status.as_ref().map(|(_, at)| Duration::from_micros(self.now - at));
         if worth_writing(pass.observed.store.status.as_ref(), &new, age) && self.api_reachable(operator) {
+            if self.trace.is_on() {
+                let text = |s: Option<&ReplicatedStoreStatus>| s.and_then(|s| serde_json::to_value(s).ok()).unwrap_or_default();
+                let (old, fresh) = (text(pass.observed.store.status.as_ref()), text(Some(&new)));
+                self.trace.say(self.now, || format!("operator {operator}: writes the status: {}", differs(&old, &fresh)));
+            }
             self.api.store.status = Some(new.clone());
             self.api.changed(self.now);
             self.operators[operator].status = Some((new, self.now));
@@ -652,4 +657,12 @@ fn cause_name(cause: ReignCause) -> &'static str {
         ReignCause::QuorumRestored => "cause: QuorumRestored",
         ReignCause::Unknown => "cause: Unknown",
     }
+}
+
+/// What differs between two objects, shortly.
+fn differs(old: &serde_json::Value, new: &serde_json::Value) -> String {
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return format!("{old} -> {new}") };
+    let changed = new.iter().filter(|(key, value)| old.get(*key) != Some(value));
+    let words: Vec<String> = changed.map(|(key, value)| format!("{key}: {:?} -> {value}", old.get(key))).collect();
+    words.join("; ").chars().take(1_500).collect()
 }

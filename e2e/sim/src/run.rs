@@ -1,5 +1,6 @@
 //! One seed from its beginning to its judgement.
 
+use parovoz_api::OperationPhase;
 use parovoz_dataplane_core::types::Sequence;
 use parovoz_engine::{Direction, Family};
 
@@ -128,6 +129,12 @@ fn restless(world: &World) -> Option<String> {
     if current.members.len() != wanted(world) {
         return Some(format!("epoch {} lists {} members", current.epoch, current.members.len()));
     }
+    if world.api.operations.iter().any(|o| matches!(o.status.phase, OperationPhase::Pending | OperationPhase::Running)) {
+        return Some("an operation is under way".to_owned());
+    }
+    if world.calm && !world.operators[0].is_settled() {
+        return Some("the operator has something to do".to_owned());
+    }
     let leader = world.leader().and_then(|n| world.process(n));
     let leader = match leader {
         Some(l) if l.me.to_string() == current.primary && l.role.is_all_served() => l,
@@ -217,8 +224,12 @@ fn contents(prefix: &crate::member::prefix::Prefix) -> u64 {
 
 /// A store at rest is left alone: nothing is written but renewals of the Lease.
 fn still(world: &mut World) -> Result<(), String> {
-    let next = world.now + 12 * SECOND;
-    step(world, next)?;
+    // Figures that moved last are written with the next looks.
+    for _ in 0..2 {
+        world.look_soon(0, 10_000);
+        let next = world.now + 7 * SECOND;
+        step(world, next)?;
+    }
     let writes = world.api.writes;
     let next = world.now + STILL;
     step(world, next)?;

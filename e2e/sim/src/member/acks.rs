@@ -4,7 +4,8 @@ use parovoz_dataplane_core::acks::{AckPositions, SessionId};
 use parovoz_dataplane_core::follower::{check_follower, check_upstream};
 use parovoz_dataplane_core::mutant;
 use parovoz_dataplane_core::role::Event;
-use parovoz_dataplane_core::types::{DataUuid, PrefixUuid, Reign, ReignRef};
+use parovoz_dataplane_core::types::{DataUuid, Epoch, PrefixUuid, Reign, ReignRef};
+use parovoz_dataplane_core::vote::may_acknowledge;
 
 use super::prefix::{Phase, Prefix};
 use super::{Cx, Process, SILENCE_MS};
@@ -86,7 +87,8 @@ impl Process {
         let at = |s| prefix.position_at(s);
         let positions = AckPositions { received: at(received), applied: at(applied), durable: at(durable) };
         let floor = self.stored.floors.get(&prefix.uuid).copied();
-        if floor.is_some_and(|floor| positions.durable < floor) && !mutant::on("ack-below-floor") {
+        let reign = self.promised().map_or(Epoch(0), |r| r.epoch);
+        if !may_acknowledge(positions.durable, floor, reign) && !mutant::on("ack-below-floor") {
             return None;
         }
         Some(positions)

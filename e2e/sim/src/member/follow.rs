@@ -119,7 +119,9 @@ impl Process {
         self.report_due = true;
     }
 
-    fn failed(&mut self, cx: &mut Cx<'_>) {
+    fn failed(&mut self, cx: &mut Cx<'_>, why: &str) {
+        let me = self.ordinal;
+        cx.trace.say(cx.now, || format!("member {me}: its stream ends: {why}"));
         self.end_session(cx);
         if let Some(follow) = &mut self.follow {
             follow.link = Link::Off;
@@ -154,7 +156,7 @@ impl Process {
             Link::Live(live) => live.conn == conn,
         });
         if mine {
-            self.failed(cx);
+            self.failed(cx, "closed");
         }
         self.ack_out_closed(cx, conn);
     }
@@ -166,13 +168,15 @@ impl Process {
             (Link::Live(live), m) if live.conn == conn => {
                 live.heard_ms = cx.now_ms;
                 match m {
-                    ToFollower::Hello(_) => self.failed(cx),
+                    ToFollower::Hello(_) => self.failed(cx, "a second hello"),
                     ToFollower::Frames(frames) => {
                         for frame in frames {
                             self.session(cx, Event::Frame(frame));
                         }
                     }
                     ToFollower::Refusal { prefix, attempt, reason } => {
+                        let me = self.ordinal;
+                        cx.trace.say(cx.now, || format!("member {me}: {prefix} refused: {reason:?}"));
                         self.session(cx, Event::Refusal { prefix, attempt, reason });
                     }
                     ToFollower::Beat { reign, latest } => self.session(cx, Event::Beat { reign, latest }),
@@ -188,23 +192,23 @@ impl Process {
         let own = self.own(wanted);
         let Some(follow) = &mut self.follow else { return };
         match check_upstream(&own, &hello.peer) {
-            Err(_) => {
+            Err(error) => {
                 cx.cov.hit("upstream refused");
-                self.failed(cx);
+                self.failed(cx, &error.to_string());
             }
             Ok(None) => {
-                let Some(reign) = own.reign else { return self.failed(cx) };
+                let Some(reign) = own.reign else { return self.failed(cx, "no reign") };
                 follow.link = Link::Promising { conn, peer: hello, reign };
                 self.go_live(cx);
             }
             Ok(Some(newer)) => {
                 let Some(whole) = hello.whole.clone().filter(|w| w.to_ref() == newer) else {
-                    return self.failed(cx);
+                    return self.failed(cx, "no whole reign");
                 };
                 cx.cov.hit("newer reign met");
                 follow.link = Link::Promising { conn, peer: hello, reign: newer };
-                if self.step(cx, RoleEvent::Met(whole)).is_err() {
-                    self.failed(cx);
+                if let Err(error) = self.step(cx, RoleEvent::Met(whole)) {
+                    self.failed(cx, &error);
                 }
                 self.go_live(cx);
             }
@@ -220,7 +224,7 @@ impl Process {
         let Some(follow) = &mut self.follow else { return };
         let Link::Promising { conn, peer, reign } = &follow.link else { return };
         if Some(*reign) != mine {
-            return self.failed(cx);
+            return self.failed(cx, "the promise changed");
         }
         let Some(node) = Self::node_of(&follow.upstream) else { return };
         let live = Live {
@@ -305,9 +309,9 @@ impl Process {
         for effect in effects {
             self.session_effect(cx, conn, node, effect);
         }
-        if stepped.is_err() {
+        if let Err(error) = stepped {
             cx.cov.hit("session ended by its core");
-            self.failed(cx);
+            self.failed(cx, &error.to_string());
         }
     }
 
@@ -469,14 +473,14 @@ impl Process {
             Link::Off => self.connect(cx),
             Link::Opening { since_ms, .. } => {
                 if cx.now_ms > *since_ms + SILENCE_MS {
-                    self.failed(cx);
+                    self.failed(cx, "no hello");
                 }
             }
             Link::Promising { .. } => {}
             Link::Live(live) => {
                 if cx.now_ms > live.heard_ms + SILENCE_MS {
                     cx.cov.hit("upstream silent");
-                    self.failed(cx);
+                    self.failed(cx, "silent");
                 } else {
                     self.session(cx, Event::Tick);
                     self.reconcile(cx);
@@ -507,6 +511,9 @@ impl Process {
             self.store_floor(cx, uuid, None);
             self.moved.insert(uuid);
             self.report_due = true;
+            if uuid == self.catalogue() {
+                self.open_listed(cx);
+            }
         }
     }
 }
