@@ -127,7 +127,8 @@ impl World {
     }
 
     fn volume_of(&mut self, node: Node) -> Option<&mut crate::volume::Volume> {
-        let claim = self.api.pods.get(&u32::from(node))?.claim_uid.clone()?;
+        // By the claim: a disk outlives the pod that uses it.
+        let claim = self.api.claims.get(&u32::from(node))?.uid.clone();
         self.volumes.get_mut(&claim)
     }
 
@@ -518,16 +519,16 @@ impl World {
         self.net.heal();
         self.release_held();
         self.api.up = true;
+        for volume in self.volumes.values_mut() {
+            volume.hung = false;
+            volume.full = false;
+            volume.slowest_us = 1_500;
+        }
         for node in 1..MEMBERS {
             let machine = &mut self.machines[usize::from(node)];
             machine.die_at_effect = None;
             let (paused, down) = (machine.paused, machine.down);
             machine.down = false;
-            if let Some(volume) = self.volume_of(node) {
-                volume.hung = false;
-                volume.full = false;
-                volume.slowest_us = 1_500;
-            }
             self.disk_back(node);
             if paused {
                 self.go_on(node);
