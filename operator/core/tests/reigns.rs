@@ -90,6 +90,7 @@ fn a_primary_that_only_the_operator_cannot_reach_goes_on() {
     assert_eq!((world.record().current.epoch, world.leader()), (1, Some(1)));
     assert!(world.waits(WaitingReason::MemberMustAnswer));
     world.write("users", 5);
+    world.stream();
     assert_eq!(world.acknowledged, 5);
 }
 
@@ -465,4 +466,20 @@ fn a_change_of_the_lease_is_a_new_reign() {
     world.store.spec.failover.lease_duration = parovoz_api::TimeSpan::seconds(5);
     world.converge();
     assert_eq!((world.record().current.lease_duration_ms, world.record().current.epoch), (5_000, 2));
+}
+
+#[test]
+fn replicas_whose_volumes_are_lost_while_the_primary_waits_for_them_are_replaced() {
+    let mut world = World::quorum(3, 1);
+    world.write("users", 10);
+    world.stream();
+    world.restart(1);
+    for ordinal in [2, 3] {
+        world.delete_claim(ordinal);
+        world.delete_pod(ordinal);
+    }
+    world.converge();
+    assert_eq!((world.leader(), world.status().phase), (Some(1), StorePhase::Healthy));
+    assert_eq!(world.record().current.members.len(), 3);
+    assert!(world.volume(2).unwrap().positions["users"].sequence >= world.acknowledged);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use parovoz_api::{MemberPhase, ReignRecord, Topology};
+use parovoz_api::{MemberPhase, ReignPhase, ReignRecord, Topology};
 
 use super::Context;
 use super::record::answering;
@@ -135,9 +135,10 @@ fn follows(report: &Report, reign: &KnownReign, upstream: &Endpoint) -> bool {
         && report.upstream_address == upstream.replication_address
 }
 
-/// Who a member streams from: the primary, or in a chain the nearest member before it that has a whole copy.
+/// Who a member streams from: the primary, or in a chain the nearest member before it that has a whole copy. While a reign
+/// begins, always the primary: a replica cannot tell a member that has more than itself from one that has too much.
 fn upstream(context: &Context<'_>, record: &ReignRecord, primary: u32, ordinal: u32) -> Endpoint {
-    if context.observed.store.spec.replication.topology == Topology::Chain {
+    if record.phase == ReignPhase::Serving && context.observed.store.spec.replication.topology == Topology::Chain {
         let earlier = (1..ordinal).rev().filter(|other| *other != primary && context.target.contains(other));
         for other in earlier {
             let Some(report) = context.observed.answer(other).filter(|report| report.usable()) else { continue };

@@ -78,7 +78,7 @@ pub struct World {
     pub lease: LeaseFacts,
     /// When the Lease last moved.
     pub lease_moved: Timestamp,
-    /// Acknowledged writes of the prefix `users`.
+    /// The highest sequence of the prefix `users` that was acknowledged.
     pub acknowledged: u64,
     pub now: Timestamp,
     pub ids: u64,
@@ -661,6 +661,7 @@ impl World {
                 volume.positions = source.positions;
             }
         }
+        self.acknowledge();
     }
 
     /// The primary takes writes.
@@ -670,12 +671,30 @@ impl World {
         if frozen || self.processes[&leader].hangs {
             return;
         }
-        if self.acknowledges(leader) {
-            self.acknowledged += records;
-        }
         let epoch = self.volume(leader).unwrap().started;
         let position = self.volume_mut(leader).positions.entry(prefix.into()).or_default();
         *position = Position { epoch, sequence: position.sequence + records };
+    }
+
+    /// A primary acknowledges what W replicas of its reign have.
+    fn acknowledge(&mut self) {
+        for leader in self.acknowledging() {
+            let volume = self.volume(leader).unwrap();
+            let reign = volume.reign.clone().unwrap();
+            let has = |volume: &Volume| volume.positions.get("users").map_or(0, |at| at.sequence);
+            let follows = |ordinal: &&u32| {
+                **ordinal != leader
+                    && self.volume(**ordinal).is_some_and(|other| {
+                        other.reign.as_ref() == Some(&reign) && reign.members.contains(&other.data_uuid)
+                    })
+            };
+            let mut held: Vec<u64> =
+                self.processes.keys().filter(follows).map(|ordinal| has(self.volume(*ordinal).unwrap())).collect();
+            held.sort_unstable_by(|one, other| other.cmp(one));
+            let w = usize::try_from(reign.min_sync_replicas).unwrap();
+            let by_replicas = if w == 0 { u64::MAX } else { held.get(w - 1).copied().unwrap_or(0) };
+            self.acknowledged = self.acknowledged.max(has(volume).min(by_replicas));
+        }
     }
 
     /// The container ends and is started anew: every process starts as a follower.
