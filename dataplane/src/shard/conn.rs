@@ -222,7 +222,7 @@ pub(super) enum Pause {
     Credit,
     /// A prefix is being created.
     Creating,
-    /// Writes are frozen.
+    /// Writes are frozen, or the reign changes.
     Frozen,
     /// It moves to this loop once all its replies are known.
     Moving(usize),

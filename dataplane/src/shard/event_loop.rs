@@ -85,7 +85,7 @@ pub(super) struct EventLoop {
     dirty: Vec<usize>,
     /// Connections that wait for replies of other loops to come back.
     for_credit: Vec<ConnId>,
-    /// Connections whose next command waits until writes are no longer frozen.
+    /// Connections whose next command waits until writes are no longer frozen, or the reign has changed.
     frozen: Vec<ConnId>,
     creating: HashMap<Box<[u8]>, Vec<ConnId>>,
     /// Scans that show what replicas may not have yet.

@@ -20,7 +20,7 @@ impl Rig {
 }
 
 impl Raw {
-    fn expect_silence(&mut self) {
+    pub(super) fn expect_silence(&mut self) {
         self.0.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let mut byte = [0];
         assert!(self.0.read(&mut byte).is_err(), "something came: {byte:?}");

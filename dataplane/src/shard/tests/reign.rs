@@ -93,6 +93,29 @@ fn frozen_writes_wait_in_their_connections_and_reads_go_on() {
 }
 
 #[test]
+fn while_the_reign_changes_reads_and_writes_wait_for_what_comes_of_it() {
+    let rig = Rig::new().prefixes(&["a"]);
+    let (mut reader, mut writer) = (rig.raw(), rig.raw());
+    reader.send("SET a:k v\r\n");
+    reader.expect("+OK\r\n");
+    rig.store.gate.hold_until(clock::boot_ms() + 60_000);
+    rig.store.gate.publish(Serving::default(), 0);
+    rig.be(false, true);
+    reader.send("GET a:k\r\n");
+    writer.send("SET a:k w\r\n");
+    reader.expect_silence();
+    rig.be(true, false);
+    reader.expect_silence();
+    rig.store.gate.publish(OPEN, 0);
+    reader.expect_line("$1");
+    writer.expect("+OK\r\n");
+    rig.store.gate.publish(Serving::default(), 0);
+    rig.store.gate.hold_until(0);
+    writer.send("GET a:k\r\n");
+    writer.expect_line("-LOADING");
+}
+
+#[test]
 fn parked_writes_outlive_a_seal_and_are_released_by_the_next_reign_of_the_same_primary() {
     let rig = Rig::with(Plan { required: 1, ..Plan::default() }).prefixes(&["a"]);
     let (mut raw, mut other) = (rig.raw(), rig.raw());
