@@ -776,7 +776,10 @@ impl World {
             let pod = Self::pod(s, i);
             let epoch = s.epoch(pod.promised);
             let (read, acknowledge) = self.serving(s, i);
-            let acknowledged = pod.lead >= Lead::Written && pod.log.writes() & new != 0;
+            // What a later primary that has it acknowledges is no act of this one.
+            let later = |p: &&Pod| p.lead >= Lead::Written && s.epoch(p.promised) > epoch;
+            let theirs = s.pods.iter().filter(later).fold(0, |set, p| set | p.log.writes());
+            let acknowledged = pod.lead >= Lead::Written && pod.log.writes() & new & !theirs != 0;
             if (read || acknowledge || acknowledged) && s.reigns.iter().any(|r| r.served && r.epoch > epoch) {
                 return Some("an old primary serves beside a later one");
             }
