@@ -8,7 +8,8 @@ use parking_lot::Mutex;
 use parovoz_dataplane_core::acks::AckPositions;
 use parovoz_dataplane_core::budget::Backoff;
 use parovoz_dataplane_core::follower::check_upstream;
-use parovoz_dataplane_core::types::{DataUuid, PrefixUuid, ReignRef};
+use parovoz_dataplane_core::types::{DataUuid, Epoch, PrefixUuid, ReignRef};
+use parovoz_dataplane_core::vote::may_acknowledge;
 use parovoz_proto::v1;
 use parovoz_proto::v1::replication_client::ReplicationClient;
 use tokio::sync::{Notify, mpsc};
@@ -214,7 +215,8 @@ fn ack_of(ctx: &ReplicationCtx, prefix: &Prefix) -> Option<v1::Ack> {
         durable: prefix.position_at(durable),
     };
     let reached = if ctx.syncs() { positions.durable } else { positions.applied };
-    if ctx.member.floor(prefix.uuid).is_some_and(|floor| reached < floor) {
+    let reign = ctx.store.role().reign.as_ref().map_or(Epoch(0), |r| r.epoch);
+    if !may_acknowledge(reached, ctx.member.floor(prefix.uuid), reign) {
         return None;
     }
     Some(ack_to(prefix.uuid, positions))
