@@ -22,6 +22,8 @@ const FAULTS: u64 = 20;
 const TROUBLE: u64 = 400 * SECOND;
 /// Within this much quiet every store must be whole again.
 const QUIET: u64 = 240 * SECOND;
+/// Half seconds without anything left to do, before a store counts as at rest.
+const CALM: u32 = 12;
 /// For so long nothing may be written then.
 const STILL: u64 = 32 * SECOND;
 
@@ -101,9 +103,19 @@ fn wanted(world: &World) -> usize {
 /// Waits until every prefix is served by one primary and everybody has everything.
 fn converge(world: &mut World, within: u64, rescue: bool) -> Result<(), String> {
     let begin = world.now;
-    let mut rescued = 0;
+    let (mut rescued, mut calm) = (0, 0);
     loop {
-        let Some(why) = restless(world) else { return Ok(()) };
+        let Some(why) = restless(world) else {
+            // What was cut off a moment ago may still be judged by that.
+            calm += 1;
+            if calm > CALM {
+                return Ok(());
+            }
+            let next = world.now + SECOND / 2;
+            step(world, next)?;
+            continue;
+        };
+        calm = 0;
         if world.now - begin > within {
             return Err(why);
         }
@@ -140,6 +152,9 @@ fn restless(world: &World) -> Option<String> {
         Some(l) if l.me.to_string() == current.primary && l.role.is_all_served() => l,
         _ => return Some(format!("nobody leads epoch {} and serves it", current.epoch)),
     };
+    if !leader.role.can_acknowledge(world.machines[usize::from(leader.ordinal)].clock_ms(world.now)) {
+        return Some(format!("member {} leads and cannot acknowledge", leader.ordinal));
+    }
     let running: Vec<&Process> = (1..MEMBERS).filter_map(|n: Node| world.process(n)).collect();
     if running.len() != wanted(world) {
         return Some(format!("{} processes run", running.len()));

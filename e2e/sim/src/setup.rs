@@ -43,7 +43,7 @@ impl Setup {
             chain: rng.permille(200),
             lease_s: rng.range(3, 8),
             drift_ppm: 500,
-            think_us: 400_000,
+            think_us: 900_000,
             changes_mode: rng.permille(150),
             faults: Vec::new(),
             fault_every_us: rng.range(1_500_000, 6_000_000),

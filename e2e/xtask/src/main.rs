@@ -17,6 +17,7 @@ mod packages;
 mod paths;
 mod poll;
 mod resp;
+mod sim;
 mod store;
 mod ui;
 
@@ -82,6 +83,13 @@ enum Command {
     /// `--bounds B`, `--without RULE`, `--trace`, `--json FILE`.
     Model {
         /// For the model.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Simulates whole stores under faults, each from a seed: `--seeds N`, `--seed S` (one, with its trace), `--first S`,
+    /// `--faults A,B`, `--mutants`, `--mutant NAME`, `--json`, `--jobs N`.
+    Sim {
+        /// For the simulator.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -192,6 +200,7 @@ fn dispatch(ui: &Ui, command: Command) -> Result<Option<String>> {
         }
         Command::Bench(BenchCommand::Redis(options)) => bench::run(ui, &options).map(Some),
         Command::Bench(BenchCommand::Failover(options)) => bench::failover::run(ui, &options).map(Some),
+        Command::Sim { arguments } => sim::run(&arguments).map(|()| None),
         Command::Model { arguments } => model::run(&arguments).map(|()| None),
         Command::Test => ci::test(ui).map(Some),
     }
