@@ -527,6 +527,9 @@ impl World {
         for node in 1..MEMBERS {
             let machine = &mut self.machines[usize::from(node)];
             machine.die_at_effect = None;
+            if let Some(process) = machine.running.as_deref_mut() {
+                process.die_at_effect = None;
+            }
             let (paused, down) = (machine.paused, machine.down);
             machine.down = false;
             self.disk_back(node);

@@ -179,13 +179,13 @@ fn restless(world: &World) -> Option<String> {
 
 /// Every key is read once more: what was acknowledged must still be there.
 fn last_reads(world: &mut World) -> Result<(), String> {
-    let Some(leader) = world.leader() else { return Err("nobody leads".to_owned()) };
     for prefix in 0..world.clients.prefixes {
         for key in 0..KEYS {
             let request = Request { prefix, key, what: What::Get };
             let begin = world.now;
             let mut tries = 0;
             loop {
+                let Some(leader) = world.leader() else { return Err("nobody leads".to_owned()) };
                 let Some(op) = world.clients.read_last(begin, request) else { return Ok(()) };
                 world.send(CLIENTS, leader, Msg::Request { op, request });
                 let next = world.now + 30_000;
