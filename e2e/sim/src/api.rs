@@ -5,7 +5,9 @@ use std::rc::Rc;
 
 use parovoz_operator_core::build::{self, Object};
 use parovoz_operator_core::names;
-use parovoz_operator_core::observed::{ClaimFacts, ObjectKey, ObjectKind, OperationFacts, PodFacts, ReignFacts, StoreFacts};
+use parovoz_operator_core::observed::{
+    ClaimFacts, ObjectKey, ObjectKind, OperationFacts, PodFacts, ReignFacts, StoreFacts,
+};
 use serde_json::Value;
 
 /// Versions of what is cached that are remembered.

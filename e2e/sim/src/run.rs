@@ -4,7 +4,6 @@ use parovoz_api::OperationPhase;
 use parovoz_dataplane_core::types::Sequence;
 use parovoz_engine::{Direction, Family};
 
-use crate::check::linear;
 use crate::clients::KEYS;
 use crate::coverage::Coverage;
 use crate::faults::Fault;
@@ -141,7 +140,8 @@ fn restless(world: &World) -> Option<String> {
     if current.members.len() != wanted(world) {
         return Some(format!("epoch {} lists {} members", current.epoch, current.members.len()));
     }
-    if world.api.operations.iter().any(|o| matches!(o.status.phase, OperationPhase::Pending | OperationPhase::Running)) {
+    if world.api.operations.iter().any(|o| matches!(o.status.phase, OperationPhase::Pending | OperationPhase::Running))
+    {
         return Some("an operation is under way".to_owned());
     }
     if world.calm && !world.operators[0].is_settled() {
@@ -167,7 +167,12 @@ fn restless(world: &World) -> Option<String> {
             let mine = member.prefixes.get(&prefix.uuid);
             if mine.is_none_or(|m| m.at() != prefix.at() || m.durable != m.applied || m.copy.is_none()) {
                 let at = mine.map(super::member::prefix::Prefix::at);
-                return Some(format!("member {} is at {at:?} in {}, the primary at {}", member.ordinal, prefix.name, prefix.at()));
+                return Some(format!(
+                    "member {} is at {at:?} in {}, the primary at {}",
+                    member.ordinal,
+                    prefix.name,
+                    prefix.at()
+                ));
             }
             if prefix.released < prefix.applied {
                 return Some(format!("{} is released up to {} of {}", prefix.name, prefix.released, prefix.applied));
@@ -257,8 +262,23 @@ fn still(world: &mut World) -> Result<(), String> {
     }
 }
 
-/// Whether a register's history is possible, for tests of the judge itself.
-#[must_use]
-pub fn judge_register(ops: &[linear::Op]) -> bool {
-    linear::register(ops).is_none()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_replays_exactly() {
+        let (one, other) = (run(7, Fault::ALL, true), run(7, Fault::ALL, true));
+        assert!(one.trace.len() > 100);
+        assert_eq!(one.trace, other.trace);
+    }
+
+    #[test]
+    fn stores_survive_a_few_hundred_faults() {
+        for seed in 1..=12 {
+            let outcome = run(seed, Fault::ALL, false);
+            assert_eq!(outcome.violation, None, "seed {seed}");
+            assert!(outcome.operations >= OPERATIONS as u64 && outcome.faults >= FAULTS, "seed {seed}");
+        }
+    }
 }

@@ -33,7 +33,11 @@ impl Setup {
     pub fn draw(rng: &mut Rng) -> Self {
         let replicas = [1, 2, 3, 3, 3, 3, 3, 4, 5, 5][rng.index(10)];
         let quorum = replicas > 1 && rng.permille(700);
-        let w = if quorum { i32::try_from(rng.range(1, u64::try_from((replicas - 1).min(2)).unwrap_or(1))).unwrap_or(1) } else { 0 };
+        let w = if quorum {
+            i32::try_from(rng.range(1, u64::try_from((replicas - 1).min(2)).unwrap_or(1))).unwrap_or(1)
+        } else {
+            0
+        };
         Self {
             replicas,
             quorum,

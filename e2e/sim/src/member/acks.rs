@@ -42,7 +42,8 @@ impl Process {
         let Some(reign) = self.promised().map(Reign::to_ref) else { return };
         let Some(primary) = self.promised().map(|r| r.primary).filter(|p| *p != self.me) else { return };
         let Some(endpoint) = self.view.primary.as_ref() else { return };
-        let Some(node) = Self::node_of(endpoint).filter(|_| !self.follow.as_ref().is_some_and(|f| f.pull.is_some())) else {
+        let Some(node) = Self::node_of(endpoint).filter(|_| self.follow.as_ref().is_none_or(|f| f.pull.is_none()))
+        else {
             return;
         };
         if self.ack_out.as_ref().is_some_and(|a| a.reign == reign && a.node == node) {
@@ -137,7 +138,7 @@ impl Process {
         }
     }
 
-    pub(super) fn to_replica(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToReplica) {
+    pub(super) fn on_to_replica(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToReplica) {
         let Some(out) = self.ack_out.as_mut().filter(|o| o.conn == conn) else {
             return cx.send(from, Msg::Closed(conn));
         };
@@ -145,8 +146,8 @@ impl Process {
         match m {
             ToReplica::Hello(hello) => {
                 out.heard_ms = cx.now_ms;
-                let good = check_upstream(&self.own(Some(primary)), &hello.peer).is_ok()
-                    && hello.peer.reign == Some(expected);
+                let good =
+                    check_upstream(&self.own(Some(primary)), &hello.peer).is_ok() && hello.peer.reign == Some(expected);
                 match &mut self.ack_out {
                     Some(out) if good => out.live = true,
                     _ => self.stop_acks(cx),
@@ -168,7 +169,7 @@ impl Process {
 
     // ---- The primary. ----
 
-    pub(super) fn to_primary(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToPrimary) {
+    pub(super) fn on_to_primary(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToPrimary) {
         match m {
             ToPrimary::Hello(hello, acks) => self.begin_acks(cx, from, conn, &hello, acks),
             ToPrimary::Beat { reign, acks, promise_for } => {

@@ -95,7 +95,10 @@ impl Process {
             let (me, name) = (self.ordinal, prefix.name);
             cx.trace.say(cx.now, || format!("member {me}: sets {name} {uuid} aside"));
             for parked in prefix.parked {
-                cx.send(crate::msg::CLIENTS, crate::msg::Msg::Response { op: parked.op, response: crate::msg::Response::Unknown });
+                cx.send(
+                    crate::msg::CLIENTS,
+                    crate::msg::Msg::Response { op: parked.op, response: crate::msg::Response::Unknown },
+                );
             }
         }
         self.boots.remove(&uuid);

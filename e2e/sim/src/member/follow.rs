@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use parovoz_dataplane_core::batch::{self, META_FAMILY, Record};
-use parovoz_dataplane_core::follower::{BootstrapCause, Effect, Event, ReceivedBatch, Session, StreamState, check_upstream};
+use parovoz_dataplane_core::follower::{
+    BootstrapCause, Effect, Event, ReceivedBatch, Session, StreamState, check_upstream,
+};
 use parovoz_dataplane_core::history::EpochRecord;
 use parovoz_dataplane_core::member::Endpoint;
 use parovoz_dataplane_core::mutant;
@@ -30,11 +32,19 @@ pub(super) struct Follow {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of them in a process")]
 enum Link {
     Off,
-    Opening { conn: Conn, since_ms: u64 },
+    Opening {
+        conn: Conn,
+        since_ms: u64,
+    },
     /// The upstream's reign is being promised.
-    Promising { conn: Conn, peer: Hello, reign: ReignRef },
+    Promising {
+        conn: Conn,
+        peer: Hello,
+        reign: ReignRef,
+    },
     Live(Box<Live>),
 }
 
@@ -161,7 +171,7 @@ impl Process {
         self.ack_out_closed(cx, conn);
     }
 
-    pub(super) fn to_follower(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToFollower) {
+    pub(super) fn on_to_follower(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToFollower) {
         let Some(follow) = &mut self.follow else { return cx.send(from, Msg::Closed(conn)) };
         match (&mut follow.link, m) {
             (Link::Opening { conn: c, .. }, ToFollower::Hello(hello)) if *c == conn => self.hello_came(cx, conn, hello),
@@ -278,8 +288,7 @@ impl Process {
             }
         };
         if let Link::Live(live) = &follow.link {
-            let gone: Vec<PrefixUuid> =
-                live.core.prefixes().map(|(p, _)| p).filter(|p| !wanted.contains(p)).collect();
+            let gone: Vec<PrefixUuid> = live.core.prefixes().map(|(p, _)| p).filter(|p| !wanted.contains(p)).collect();
             for prefix in gone {
                 self.session(cx, Event::Forget(prefix));
             }
@@ -385,14 +394,14 @@ impl Process {
         }
         let newest = prefix.history.newest().map_or(parovoz_dataplane_core::types::Epoch(0), |r| r.epoch);
         let record = if batch.epoch == newest { None } else { epoch_record(&batch.bytes)? };
-        match record {
+        let fits = match record {
             Some(record) => {
-                if record.epoch != batch.epoch || record.start != batch.first || prefix.history.push(record).is_err() {
-                    return Err(());
-                }
+                record.epoch == batch.epoch && record.start == batch.first && prefix.history.push(record).is_ok()
             }
-            None if prefix.history.epoch_at(batch.first) != batch.epoch => return Err(()),
-            None => {}
+            None => prefix.history.epoch_at(batch.first) == batch.epoch,
+        };
+        if !fits {
+            return Err(());
         }
         if cx.volume.full {
             cx.out.push(Out::Die("a full disk"));
