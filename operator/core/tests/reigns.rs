@@ -401,6 +401,21 @@ fn a_cordoned_node_a_deleted_pod_and_an_update_switch_over_first() {
 }
 
 #[test]
+fn a_primary_whose_claim_is_deleted_gives_its_place_up_before_its_volume_goes() {
+    let mut world = World::quorum(3, 1);
+    world.write("users", 10);
+    world.stream();
+    world.pass(seconds(40));
+    let before = world.volume(1).unwrap().data_uuid.clone();
+    world.delete_claim(1);
+    world.converge();
+    assert_ne!(world.leader(), Some(1));
+    assert_ne!(world.volume(1).unwrap().data_uuid, before, "its volume was made anew");
+    assert_eq!((world.status().phase, world.status().last_failover), (StorePhase::Healthy, None));
+    assert!(world.volume(1).unwrap().positions["users"].sequence >= world.acknowledged);
+}
+
+#[test]
 fn a_person_promotes_a_member_where_safety_blocks_and_the_fence_is_never_waived() {
     let mut world = World::quorum(3, 1);
     world.write("users", 10);

@@ -227,6 +227,7 @@ fn switch(
     let why = match &asked {
         Some(operation) => format!("operation {}", operation.name),
         None if pod.deleting => format!("{} is being deleted", pod.name),
+        None if !keeps_volume(context, ordinal) => format!("the volume claim of {} is being deleted or gone", pod.name),
         None if pod.cordoned => format!("the node of {} takes no new pods", pod.name),
         None if stale && wanted::others_updated(context, ordinal) => format!("{} runs with old settings", pod.name),
         None => return None,
@@ -236,7 +237,8 @@ fn switch(
         let chosen = names.as_ref().is_none_or(|name| *name == member.name);
         let ordinal = context.ordinal(&member.name);
         let pod = ordinal.and_then(|ordinal| context.observed.pod(ordinal));
-        let stays = pod.is_some_and(|pod| !pod.deleting && (!pod.cordoned || names.is_some()));
+        let stays = pod.is_some_and(|pod| !pod.deleting && (!pod.cordoned || names.is_some()))
+            && ordinal.is_some_and(|ordinal| keeps_volume(context, ordinal));
         // An update that moved the primary to a pod with old settings would move it once more.
         let updated = asked.is_some() || pod.is_some_and(|pod| !wanted::stale(context, pod));
         member.data_uuid != current.primary && chosen && stays && (updated || !stale)
@@ -322,6 +324,11 @@ pub(super) fn replace(
         Case { olds: super::record::may_have_served(spec, true), proofs: Vec::new(), ballots: Default::default() };
     seal_one(context, plan, &record, &case, (ordinal, report));
     Some(record)
+}
+
+/// True if a member's volume claim is there to stay.
+fn keeps_volume(context: &Context<'_>, ordinal: u32) -> bool {
+    context.observed.claim(ordinal).is_some_and(|claim| !claim.deleting)
 }
 
 /// A quorum that is lost is told of; where the store may go on without one, a reign without one is begun.
