@@ -200,7 +200,8 @@ fn finish(
     let mut histories = isolated.into_inner().unwrap_or_default();
     histories.insert(0, history);
     let missing = verify::lookup(env, subject, &histories.iter().collect::<Vec<_>>())?;
-    let bound = bound(&samples, &histories, begun + Duration::from_micros(gap.begin));
+    let last_answer = begun + Duration::from_micros(histories[0].last_before_gap(fault, until));
+    let bound = bound(&samples, &histories, last_answer);
     let receipt = receipt::judge(kind, subject, before.epoch, &missing, bound)?;
     problems.extend(receipt.problem.clone().map(|p| format!("receipt: {p}")));
     problems.extend(wrong(subject.mode, &missing));
