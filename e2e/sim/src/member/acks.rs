@@ -41,7 +41,10 @@ impl Process {
         }
         let Some(reign) = self.promised().map(Reign::to_ref) else { return };
         let Some(primary) = self.promised().map(|r| r.primary).filter(|p| *p != self.me) else { return };
-        let Some(endpoint) = self.view.primary.as_ref() else { return };
+        // A newer reign that was met at the upstream may have another primary than the last order named.
+        let names = |e: &&parovoz_dataplane_core::member::Endpoint| e.data_uuid == Some(primary);
+        let upstream = self.follow.as_ref().map(|f| &f.upstream).filter(names);
+        let Some(endpoint) = self.view.primary.as_ref().filter(names).or(upstream) else { return };
         let Some(node) = Self::node_of(endpoint).filter(|_| self.follow.as_ref().is_none_or(|f| f.pull.is_none()))
         else {
             return;
