@@ -512,3 +512,18 @@ fn replicas_whose_volumes_are_lost_while_the_primary_waits_for_them_are_replaced
     assert_eq!(world.record().current.members.len(), 3);
     assert!(world.volume(2).unwrap().positions["users"].sequence >= world.acknowledged);
 }
+
+#[test]
+fn a_member_that_is_to_go_joins_the_reign_that_lists_it() {
+    let mut world = World::quorum(3, 1);
+    world.black_out(2);
+    world.restart(1);
+    world.scale(2);
+    world.until("it serves with the help of the third", |world| {
+        world.record().current.phase == ReignPhase::Serving && world.record().current.epoch > 1
+    });
+    assert!(world.pods.contains_key(&3));
+    world.heal();
+    world.converge();
+    assert_eq!(world.pods.len(), 2);
+}

@@ -106,9 +106,10 @@ pub(crate) fn follow(context: &Context<'_>, record: &ReignRecord, except: &[&str
     let mut orders = Vec::new();
     for (data_uuid, (ordinal, follower)) in &answering {
         let member = record.members.iter().any(|member| member.data_uuid == *data_uuid);
-        let unfit = follower.phase == MemberPhase::Parked || !context.target.contains(ordinal);
-        if *data_uuid == record.primary || unfit || except.contains(data_uuid) || !(member || learns(context, *ordinal))
-        {
+        // A member that is to go belongs to the reign until another one begins without it.
+        let belongs = member || (context.target.contains(ordinal) && learns(context, *ordinal));
+        let parked = follower.phase == MemberPhase::Parked;
+        if *data_uuid == record.primary || parked || except.contains(data_uuid) || !belongs {
             continue;
         }
         let upstream = upstream(context, record, primary, *ordinal);
