@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use parovoz_dataplane_core::budget::MIN_WINDOW;
+use parovoz_dataplane_core::lease::LeaseKeeper;
 use serde::{Deserialize, Serialize};
 
 /// The value of `--lease` that says that there is none.
@@ -80,6 +81,14 @@ pub struct RunArgs {
     /// Log filter, e.g. `info,parovoz_dataplane::replication=debug`.
     #[arg(long, env = "PAROVOZ_LOG", default_value = "info")]
     pub log: String,
+}
+
+impl RunArgs {
+    /// Who keeps the Lease of a primary without required replicas.
+    #[must_use]
+    pub fn lease_keeper(&self) -> LeaseKeeper {
+        if self.lease == NO_LEASE { LeaseKeeper::Nobody } else { LeaseKeeper::Kubernetes }
+    }
 }
 
 /// When a write counts as durable on a member.

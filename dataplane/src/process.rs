@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use parovoz_dataplane_core::lease::LeaseKeeper;
 use parovoz_dataplane_core::types::PrefixUuid;
 use parovoz_proto::v1;
 use parovoz_proto::v1::admin_server::AdminServer;
@@ -20,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::admin::AdminService;
-use crate::config::{NO_LEASE, RunArgs, Settings};
+use crate::config::{RunArgs, Settings};
 use crate::disk::watermarks::{NOTED_EVERY, Watermarks};
 use crate::grpc::StoreService;
 use crate::logging::LogControl;
@@ -131,13 +130,10 @@ impl Parts {
         tracing::info!(prefixes, ms = begin.elapsed().as_millis(), data_uuid = %record.data_uuid, "volume opened");
         store.set_creator(catalogue.clone());
 
-        let keeper = if args.lease == NO_LEASE { LeaseKeeper::Nobody } else { LeaseKeeper::Kubernetes };
-        let state = Arc::new(MemberState::new(volume.slots, record, store.clone(), keeper));
-        let watermarks = Watermarks::open(&args.data_dir);
-        raise_floors(&store, &state, &watermarks)?;
+        let state = Arc::new(MemberState::new(volume.slots, record, store.clone(), args.lease_keeper()));
+        let watermarks = raise_floors(&store, &state, Watermarks::open(&args.data_dir))?;
         let acked = Arc::new(Notify::new());
-        let hooks =
-            Arc::new(Hooks { state: state.clone(), store: store.clone(), acked: acked.clone(), fatal: fatal.clone() });
+        let hooks = Arc::new(Hooks::new(&state, &store, &acked, &fatal));
         let ctx = Arc::new(ReplicationCtx::new(
             store.clone(),
             engine.clone(),
@@ -148,19 +144,18 @@ impl Parts {
         ));
         let replication = runtime("replication", 0)?;
         let follower = Arc::new(Following::new(ctx.clone(), replication.handle().clone()));
-        // One renewal waits at most; a later one takes its place by being asked for again.
-        let (renewals, due) = mpsc::channel(1);
-        replication.spawn(lease::keep(args.lease.clone(), state.clone(), due));
+        let renewals = keep_lease(args, &replication, state.clone());
         let member =
             Arc::new(Member::new(store.clone(), catalogue.clone(), follower.clone(), state, renewals, fatal.clone()));
         let shards =
             Shards::start(store.clone(), args, loops, fatal.clone()).map_err(|e| RunError::Loops(e.to_string()))?;
-        shards.handle().set_followers(Arc::new(view::View { ctx: ctx.clone(), follower: follower.clone() }));
+        let view = Arc::new(view::View { ctx: ctx.clone(), follower: follower.clone() });
+        shards.handle().set_followers(view.clone());
         let reporter = Arc::new(Reporter {
             store: store.clone(),
             member: member.clone(),
             layout: volume.layout.clone(),
-            replication: Arc::new(view::View { ctx: ctx.clone(), follower: follower.clone() }),
+            replication: view,
             pod_name: args.pod_name.clone(),
             process_id,
             loops: shards.handle(),
@@ -264,9 +259,17 @@ impl Parts {
     }
 }
 
+/// Starts the task that renews the primary's Lease; answers by what it is asked to.
+fn keep_lease(args: &RunArgs, on: &Runtime, state: Arc<MemberState>) -> mpsc::Sender<lease::Renewal> {
+    // One renewal waits at most; a later one takes its place by being asked for again.
+    let (renewals, due) = mpsc::channel(1);
+    on.spawn(lease::keep(args.lease.clone(), state, due));
+    renewals
+}
+
 /// A database that came back below its watermark lost records that it had acknowledged: it must reach them again before it
 /// counts.
-fn raise_floors(store: &Store, state: &MemberState, watermarks: &Watermarks) -> Result<(), RunError> {
+fn raise_floors(store: &Store, state: &MemberState, watermarks: Watermarks) -> Result<Watermarks, RunError> {
     for (uuid, noted) in watermarks.marks() {
         let Some(prefix) = store.prefix_by_uuid(uuid) else { continue };
         let recovered = prefix.position_at(prefix.applied());
@@ -276,7 +279,7 @@ fn raise_floors(store: &Store, state: &MemberState, watermarks: &Watermarks) -> 
             state.raise_floor(uuid, noted)?;
         }
     }
-    Ok(())
+    Ok(watermarks)
 }
 
 /// Notes how far each prefix is durable, on a thread of its own: the disk may let it wait. It ends with the store.

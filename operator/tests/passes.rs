@@ -219,7 +219,7 @@ async fn the_claim_comes_before_the_pod_and_the_record_before_the_order() {
     let record = |write: &String| write.contains("/storereigns") || write.contains("/leases");
     let writes: Vec<_> = harness.api.writes().into_iter().filter(record).collect();
     let expected =
-        ["POST storereigns", "PUT storereigns", "POST leases", "PUT storereigns", "PUT storereigns"].map(|text| {
+        ["POST storereigns", "PUT storereigns", "PUT storereigns", "POST leases", "PUT storereigns"].map(|text| {
             let (method, kind) = text.split_once(' ').unwrap();
             (method.to_owned(), kind.to_owned())
         });

@@ -41,7 +41,7 @@ impl Promises {
     pub fn until_by_all(&self, reign: &Reign) -> Option<u64> {
         match u32::try_from(reign.replicas().count()) {
             Ok(0) => Some(u64::MAX),
-            Ok(all) => self.until(reign, all),
+            Ok(all) => self.until(reign, if crate::mutant::on("one-promise-suffices") { 1 } else { all }),
             Err(_) => None,
         }
     }
@@ -129,10 +129,15 @@ impl Serving {
         match reign.required() {
             // The replicas' own acknowledgements are the proof that nobody sealed them before the write was durable there.
             required @ 1.. => {
-                let read_until_ms = promises.until(reign, required).unwrap_or(0);
+                let required = if crate::mutant::on("one-promise-suffices") { 1 } else { required };
+                let promised = promises.until(reign, required).unwrap_or(0);
+                let read_until_ms = if crate::mutant::on("reads-without-promises") { u64::MAX } else { promised };
                 Self { read_until_ms, acknowledge_until_ms: u64::MAX }
             }
             0 if lease.is_lost() => Self::default(),
+            0 if crate::mutant::on("lease-not-checked") => {
+                Self { read_until_ms: u64::MAX, acknowledge_until_ms: u64::MAX }
+            }
             0 => {
                 let until = lease.until().max(promises.until_by_all(reign)).unwrap_or(0);
                 Self { read_until_ms: until, acknowledge_until_ms: until }

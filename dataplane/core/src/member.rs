@@ -274,10 +274,14 @@ impl MemberRecord {
     fn check_promise(&self, reign: ReignRef) -> Result<(), OrderRefusal> {
         match self.promise_ref() {
             _ if reign.epoch == Epoch(0) => Err(OrderRefusal::Malformed("epoch 0 is no reign")),
-            Some(promise) if reign.epoch < promise.epoch => {
+            Some(promise) if reign.epoch < promise.epoch && !crate::mutant::on("older-order-accepted") => {
                 Err(OrderRefusal::OlderReign { order: reign.epoch, promised: promise.epoch })
             }
-            Some(promise) if reign.epoch == promise.epoch && reign.reign_id != promise.reign_id => {
+            Some(promise)
+                if reign.epoch == promise.epoch
+                    && reign.reign_id != promise.reign_id
+                    && !crate::mutant::on("reign-id-not-compared") =>
+            {
                 Err(OrderRefusal::OtherReign { epoch: reign.epoch })
             }
             _ => Ok(()),
@@ -325,7 +329,7 @@ impl MemberRecord {
 
     /// An epoch is started once, whatever ended it.
     fn check_not_started(&self, epoch: Epoch) -> Result<(), OrderRefusal> {
-        if epoch > self.started {
+        if epoch > self.started || crate::mutant::on("epoch-started-twice") {
             Ok(())
         } else {
             Err(OrderRefusal::AlreadyStarted { order: epoch, started: self.started })

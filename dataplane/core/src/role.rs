@@ -418,6 +418,9 @@ impl Role {
 
     /// Rule: whoever led stops before it promises anything else.
     fn stop_leading(&mut self, effects: &mut Vec<Effect>) {
+        if crate::mutant::on("sealed-goes-on-leading") {
+            return;
+        }
         if self.lead.take().is_some() {
             self.fenced = true;
             effects.push(Effect::StopServing);
@@ -506,7 +509,8 @@ impl Role {
     /// Rule: whoever is sealed, or whose disk does not work, promises nothing.
     #[must_use]
     pub fn echo(&self, now_ms: u64) -> Option<u64> {
-        let free = self.record.sealed.is_none() && self.lead.is_none();
+        let unsealed = self.record.sealed.is_none() || crate::mutant::on("sealed-promises");
+        let free = unsealed && self.lead.is_none();
         self.heard.filter(|_| free && self.disk_works(now_ms)).map(|heard| heard.sent_at_ms)
     }
 

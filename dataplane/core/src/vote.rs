@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::types::{Position, PrefixUuid};
+use crate::types::{Epoch, Position, PrefixUuid};
 
 /// The vote of one copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub fn vote(facts: CopyFacts) -> Vote {
     match facts.state {
         CopyState::NotCreated if facts.floor.is_none() => Vote::Known(Position::ZERO),
         CopyState::NotCreated | CopyState::Missing | CopyState::Replacing | CopyState::Damaged => unknown,
-        CopyState::Open(at) if is_below_floor(at, facts.floor) => unknown,
+        CopyState::Open(at) if is_below_floor(at, facts.floor) && !crate::mutant::on("votes-below-floor") => unknown,
         CopyState::Open(at) => Vote::Known(at),
     }
 }
@@ -85,6 +85,15 @@ pub fn vote(facts: CopyFacts) -> Vote {
 #[must_use]
 pub fn is_below_floor(at: Position, floor: Option<Position>) -> bool {
     floor.is_some_and(|floor| at < floor)
+}
+
+/// Whether a copy that ends at `at` may be acknowledged to the primary of `reign`. Below its floor it may not count for
+/// anything that the reign acknowledges; but a position of an earlier epoch never does: it only tells a primary that has not
+/// begun yet that this member has what it has. Without that, replicas that had more than a new primary, were copied anew from
+/// it, and are now below what they had, could never join it.
+#[must_use]
+pub fn may_acknowledge(at: Position, floor: Option<Position>, reign: Epoch) -> bool {
+    !is_below_floor(at, floor) || at.epoch < reign
 }
 
 #[cfg(test)]
@@ -118,6 +127,14 @@ mod tests {
     #[test]
     fn a_copy_under_replacement_never_votes_however_far_it_is() {
         assert_eq!(of(CopyState::Replacing, None).known(), None);
+    }
+
+    #[test]
+    fn below_its_floor_a_copy_is_acknowledged_only_to_a_reign_that_has_not_begun_in_it() {
+        let floor = Some(Position::new(3, 120));
+        assert!(may_acknowledge(AT, floor, Epoch(4)), "to join");
+        assert!(!may_acknowledge(AT, floor, Epoch(3)), "would count for what epoch 3 acknowledges");
+        assert!(may_acknowledge(Position::new(4, 1), floor, Epoch(4)));
     }
 
     #[test]

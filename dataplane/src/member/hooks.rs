@@ -28,6 +28,14 @@ pub struct Hooks {
     pub fatal: FatalSwitch,
 }
 
+impl Hooks {
+    /// What replication asks, of these.
+    #[must_use]
+    pub fn new(state: &Arc<MemberState>, store: &Arc<Store>, acked: &Arc<Notify>, fatal: &FatalSwitch) -> Self {
+        Self { state: state.clone(), store: store.clone(), acked: acked.clone(), fatal: fatal.clone() }
+    }
+}
+
 impl MemberHooks for Hooks {
     fn promise(&self, reign: &Reign) -> Result<(), String> {
         let mut change = self.state.change();

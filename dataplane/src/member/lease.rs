@@ -18,6 +18,8 @@ use crate::clock;
 
 /// Annotation of the Lease: the epoch that it is held for.
 pub const EPOCH_ANNOTATION: &str = "parovoz.dev/epoch";
+/// The epoch in which the holder last renewed it. The operator raises the other one for a reign to come, and leaves the holder.
+const HELD_ANNOTATION: &str = "parovoz.dev/held-epoch";
 /// Longest wait for one request.
 const REQUEST: Duration = Duration::from_secs(3);
 /// Tries of one renewal when others write the Lease at the same time.
@@ -129,16 +131,16 @@ async fn connect() -> Result<Api<Lease>, LeaseError> {
     Ok(Api::default_namespaced(Client::try_from(config)?))
 }
 
-fn epoch_of(lease: &Lease) -> u64 {
+fn epoch_of(lease: &Lease, annotation: &str) -> u64 {
     let annotations = lease.metadata.annotations.as_ref();
-    annotations.and_then(|a| a.get(EPOCH_ANNOTATION)).and_then(|epoch| epoch.parse().ok()).unwrap_or(0)
+    annotations.and_then(|a| a.get(annotation)).and_then(|epoch| epoch.parse().ok()).unwrap_or(0)
 }
 
 fn is_lost(lease: &Lease, reign: &Reign) -> bool {
-    let epoch = epoch_of(lease);
+    let (epoch, held) = (epoch_of(lease, EPOCH_ANNOTATION), epoch_of(lease, HELD_ANNOTATION));
     let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()).unwrap_or_default();
     let another = !holder.is_empty() && holder != reign.primary.to_string();
-    epoch > reign.epoch.0 || (epoch == reign.epoch.0 && another)
+    epoch > reign.epoch.0 || (held >= reign.epoch.0 && another)
 }
 
 /// Writes this reign's epoch and primary into a Lease, and that it was renewed now.
@@ -156,6 +158,7 @@ fn take(lease: &mut Lease, reign: &Reign) {
     spec.renew_time = Some(MicroTime(now));
     let annotations = lease.metadata.annotations.get_or_insert_default();
     annotations.insert(EPOCH_ANNOTATION.to_owned(), reign.epoch.to_string());
+    annotations.insert(HELD_ANNOTATION.to_owned(), reign.epoch.to_string());
 }
 
 #[cfg(test)]
@@ -181,12 +184,16 @@ mod tests {
         let mut lease = Lease::default();
         assert!(!is_lost(&lease, &reign(3, 1)));
         take(&mut lease, &reign(3, 1));
-        assert_eq!(epoch_of(&lease), 3);
+        assert_eq!(epoch_of(&lease, EPOCH_ANNOTATION), 3);
         assert_eq!(lease.spec.as_ref().and_then(|s| s.lease_duration_seconds), Some(10));
         assert!(!is_lost(&lease, &reign(3, 1)), "its own");
         assert!(is_lost(&lease, &reign(3, 2)), "another holder of the same epoch");
         assert!(is_lost(&lease, &reign(2, 1)), "an older epoch never takes it back");
         assert!(!is_lost(&lease, &reign(4, 2)), "the next reign takes it over");
+        let annotations = lease.metadata.annotations.get_or_insert_default();
+        annotations.insert(EPOCH_ANNOTATION.to_owned(), "4".to_owned());
+        assert!(is_lost(&lease, &reign(3, 1)), "raised by the operator for the next reign");
+        assert!(!is_lost(&lease, &reign(4, 2)), "which takes it over from the holder that is left in it");
         take(&mut lease, &reign(4, 2));
         assert_eq!(lease.spec.as_ref().and_then(|s| s.lease_transitions), Some(2));
     }

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use parovoz_dataplane_core::role::{Effect, Event};
+use parovoz_dataplane_core::role::{Effect, Event, FREEZE_MS};
 use parovoz_dataplane_core::types::{PrefixUuid, Reign, Sequence};
 
 use super::lease::Renewal;
 use super::state::Change;
 use super::{Member, MemberError};
+use crate::clock;
 use crate::config::Durability;
 use crate::store::RoleView;
 use crate::store::prefix::{CommitError, Prefix, PrefixPhase};
@@ -33,6 +34,7 @@ fn one(member: &Member, change: &mut Change<'_>, effect: Effect) -> Result<Vec<E
     match effect {
         Effect::StopServing => {
             // The gate was closed with the decision itself. The loops learn of it before writing is taken away.
+            store.gate.hold_until(clock::boot_ms() + FREEZE_MS);
             let role = RoleView::clone(&store.role());
             store.set_role(RoleView { is_primary: false, fenced: true, ..role });
             member.take_writing_away();
@@ -55,6 +57,7 @@ fn one(member: &Member, change: &mut Change<'_>, effect: Effect) -> Result<Vec<E
         Effect::RefuseParked => {}
         Effect::StartFollowing { reign, upstream, primary } => {
             member.catalogue.expect();
+            store.gate.hold_until(0);
             tracing::info!(epoch = %reign.epoch, upstream = %upstream.replication, "following");
             let sealed = member.record().sealed;
             let (primary, upstream) = (Some(primary), Some(upstream));
@@ -74,6 +77,7 @@ fn one(member: &Member, change: &mut Change<'_>, effect: Effect) -> Result<Vec<E
             if store.prefixes().by_uuid.is_empty() {
                 member.catalogue.create_blank()?;
             }
+            store.gate.hold_until(clock::boot_ms() + FREEZE_MS);
             tracing::info!(epoch = %reign.epoch, reign_id = %reign.reign_id, "promoted: waiting for replicas to join");
             store.set_role(RoleView { reign: Some(reign), is_primary: true, ..RoleView::default() });
         }

@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use parovoz_dataplane_core::acks::AckPositions;
 use parovoz_dataplane_core::budget::Backoff;
 use parovoz_dataplane_core::follower::check_upstream;
-use parovoz_dataplane_core::types::{DataUuid, PrefixUuid, ReignRef};
+use parovoz_dataplane_core::types::{DataUuid, Epoch, PrefixUuid, ReignRef};
+use parovoz_dataplane_core::vote::may_acknowledge;
 use parovoz_proto::v1;
 use parovoz_proto::v1::replication_client::ReplicationClient;
 use tokio::sync::{Notify, mpsc};
@@ -65,7 +66,9 @@ fn target(shared: &Shared) -> Option<Target> {
     let role = shared.ctx.store.role();
     // A sealed member owes nothing to the primary of a lower epoch, and promises it nothing.
     let reign = role.reign.as_ref().filter(|_| !role.is_primary && role.sealed.is_none())?;
-    let ordered = role.primary.as_ref().map(|p| p.replication.clone()).filter(|a| !a.is_empty());
+    // A newer reign that was met at the upstream may have another primary than the last order named.
+    let ordered = role.primary.as_ref().filter(|p| p.data_uuid.is_none_or(|who| who == reign.primary));
+    let ordered = ordered.map(|p| p.replication.clone()).filter(|a| !a.is_empty());
     let address = ordered.or_else(|| shared.primary_hint(reign.to_ref()))?;
     Some(Target { address, primary: reign.primary, reign: reign.to_ref() })
 }
@@ -240,7 +243,8 @@ fn ack_of(ctx: &ReplicationCtx, prefix: &Prefix) -> Option<v1::Ack> {
         durable: prefix.position_at(durable),
     };
     let reached = if ctx.syncs() { positions.durable } else { positions.applied };
-    if ctx.member.floor(prefix.uuid).is_some_and(|floor| reached < floor) {
+    let reign = ctx.store.role().reign.as_ref().map_or(Epoch(0), |r| r.epoch);
+    if !may_acknowledge(reached, ctx.member.floor(prefix.uuid), reign) {
         return None;
     }
     Some(ack_to(prefix.uuid, positions))

@@ -293,7 +293,7 @@ pub(super) enum Pause {
     Memory,
     /// A prefix is being created.
     Creating,
-    /// Writes are frozen.
+    /// Writes are frozen, or the reign changes.
     Frozen,
     /// It moves to this loop once all its replies are known.
     Moving(usize),

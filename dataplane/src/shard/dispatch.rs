@@ -127,6 +127,10 @@ impl Dispatcher {
                 return Step::Again;
             }
             if let Err(refusal) = self.exec.admit(writes, session.led) {
+                if self.exec.is_held(&refusal) {
+                    session.pause = Pause::Frozen;
+                    return Step::Again;
+                }
                 if session.led && !self.exec.primary && !matches!(refusal, Refusal::Fenced) {
                     // Its client believes to talk to the primary: it has to look anew for who that is.
                     session.pause = Pause::Closing;

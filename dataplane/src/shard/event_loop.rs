@@ -90,7 +90,7 @@ pub(super) struct EventLoop {
     dirty: Vec<usize>,
     /// Connections that wait for replies of other loops to come back.
     for_credit: Vec<ConnId>,
-    /// Connections whose next command waits until writes are no longer frozen.
+    /// Connections whose next command waits until writes are no longer frozen, or the reign has changed.
     frozen: Vec<ConnId>,
     /// Connections that wait for room for their replies.
     for_memory: Vec<ConnId>,

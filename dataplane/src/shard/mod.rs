@@ -259,6 +259,18 @@ impl ShardsHandle {
         let _ = self.shared.followers.set(followers);
     }
 
+    fn must_wait(&self, request: &Request) -> bool {
+        let gate = &self.shared.store.gate;
+        let now = clock::boot_ms();
+        let reads = matches!(request, Request::Get { .. } | Request::Has { .. });
+        let open = if reads { gate.may_read(now) } else { gate.may_acknowledge(now) };
+        if !reads && now < gate.frozen_until_ms() {
+            return true;
+        }
+        let role = self.shared.store.role();
+        now < gate.held_until_ms() && (role.fenced || (role.is_primary && !open))
+    }
+
     /// Has a prefix's loop execute a request. Waits while too many are under way.
     ///
     /// # Errors
@@ -270,11 +282,9 @@ impl ShardsHandle {
             return Err(stopped());
         }
         let inbox = self.shared.inboxes.get(prefix.shard).ok_or_else(stopped)?;
-        if !matches!(request, Request::Get { .. } | Request::Has { .. }) {
-            // Frozen writes wait, in no loop's way.
-            while clock::boot_ms() < self.shared.store.gate.frozen_until_ms() {
-                tokio::time::sleep(FROZEN_LOOK).await;
-            }
+        // Frozen writes wait, in no loop's way, and so does everything while the reign changes.
+        while self.must_wait(&request) {
+            tokio::time::sleep(FROZEN_LOOK).await;
         }
         let (sender, answer) = oneshot::channel();
         inbox.push(Message::Call(Box::new(Call {

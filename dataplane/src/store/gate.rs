@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parovoz_dataplane_core::lease::Serving;
 
-/// Times are `clock::boot_ms`, exclusive; 0 = not at all. Written by the member's state alone.
+/// Times are `clock::boot_ms`, exclusive; 0 = not at all. Written by the member's state and shell alone.
 #[derive(Debug, Default)]
 pub struct Gate {
     read_until_ms: AtomicU64,
     acknowledge_until_ms: AtomicU64,
     frozen_until_ms: AtomicU64,
+    held_until_ms: AtomicU64,
 }
 
 impl Gate {
@@ -30,6 +31,17 @@ impl Gate {
     #[must_use]
     pub fn may_acknowledge(&self, now_ms: u64) -> bool {
         now_ms < self.acknowledge_until_ms.load(Ordering::SeqCst)
+    }
+
+    /// While a reign changes, requests that can't be served wait until then, in place of being refused.
+    pub fn hold_until(&self, ms: u64) {
+        self.held_until_ms.store(ms, Ordering::SeqCst);
+    }
+
+    /// See [`Gate::hold_until`].
+    #[must_use]
+    pub fn held_until_ms(&self) -> u64 {
+        self.held_until_ms.load(Ordering::SeqCst)
     }
 
     /// Until when writes wait.

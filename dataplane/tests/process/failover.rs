@@ -356,3 +356,16 @@ async fn a_parked_member_seals_and_knows_no_votes() {
     assert!(seal(&a, &lower, Dead).await.is_err());
     assert!(promote_sealed(&a, &second).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_leaves_its_identity_where_the_kubelet_finds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("termination-log");
+    std::fs::write(&log, "").unwrap();
+    let mut a = Node::new("a", serde_json::json!({}));
+    a.extra = vec!["--termination-log".into(), log.display().to_string()];
+    a.spawn();
+    let process_id = a.report().await.process_id;
+    a.kill();
+    assert!(std::fs::read_to_string(&log).unwrap().contains(&process_id), "after its end, too");
+}

@@ -132,6 +132,12 @@ impl Node {
         let child = self.child.as_ref().expect("runs");
         let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
+        // Threads stop one after the other, and on a busy machine the last of them late.
+        let begin = Instant::now();
+        while signal == rustix::process::Signal::STOP && !is_stopped(child.id()) {
+            assert!(begin.elapsed() < DEADLINE, "{} does not stop", self.name);
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// SIGTERM, and the exit status.
@@ -220,6 +226,16 @@ impl Drop for Node {
             eprintln!("--- log of {} ---\n{}", self.name, tail(&self.log_path()));
         }
     }
+}
+
+/// Whether every thread of a process is stopped.
+fn is_stopped(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    threads.flatten().all(|thread| {
+        // pid (name) STATE ...: the name may hold anything, so what counts stands after the last parenthesis.
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
 }
 
 fn tail(path: &Path) -> String {

@@ -5,7 +5,9 @@ use std::rc::Rc;
 
 use parovoz_operator_core::build::{self, Object};
 use parovoz_operator_core::names;
-use parovoz_operator_core::observed::{ClaimFacts, ObjectKey, ObjectKind, OperationFacts, PodFacts, ReignFacts, StoreFacts};
+use parovoz_operator_core::observed::{
+    ClaimFacts, ObjectKey, ObjectKind, OperationFacts, PodFacts, ReignFacts, StoreFacts,
+};
 use serde_json::Value;
 
 /// Versions of what is cached that are remembered.
@@ -134,7 +136,7 @@ impl Api {
         true
     }
 
-    /// An operator raises the Lease's epoch. Answers whether the version was the present one.
+    /// An operator raises the Lease's epoch and frees it for the reign to come. Answers whether the version was the present one.
     pub fn raise(&mut self, version: &str, epoch: u64) -> bool {
         let present = if self.lease.version == 0 { String::new() } else { self.lease.version.to_string() };
         if present != version {
@@ -142,6 +144,7 @@ impl Api {
         }
         self.lease.version = self.fresh();
         self.lease.epoch = epoch;
+        self.lease.holder = None;
         self.writes += 1;
         true
     }
@@ -221,6 +224,8 @@ fn kind_of(object: &Object) -> Option<ObjectKind> {
         Object::ConfigMap(_) => ObjectKind::ConfigMap,
         Object::Service(_) => ObjectKind::Service,
         Object::PodDisruptionBudget(_) => ObjectKind::PodDisruptionBudget,
-        _ => return None,
+        Object::Role(_) => ObjectKind::Role,
+        Object::RoleBinding(_) => ObjectKind::RoleBinding,
+        Object::Pod(_) | Object::Claim(_) => return None,
     })
 }

@@ -128,7 +128,16 @@ impl Clients {
         let me = self.clients.first_mut()?;
         me.op = Some(op);
         let Request { prefix, key, what } = request;
-        self.records.push(Record { client: 0, prefix, key, what, begin: now, end: NEVER, result: None, refused: false });
+        self.records.push(Record {
+            client: 0,
+            prefix,
+            key,
+            what,
+            begin: now,
+            end: NEVER,
+            result: None,
+            refused: false,
+        });
         Some(op)
     }
 

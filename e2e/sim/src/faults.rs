@@ -1,13 +1,17 @@
 //! What breaks, and how it is made whole again.
 
-use parovoz_api::{Mode, OnQuorumLoss, OperationPhase, OperationType, StoreOperationSpec, StoreOperationStatus, TimeSpan};
+mod mend;
+
+use parovoz_api::{
+    Mode, OnQuorumLoss, OperationPhase, OperationType, StoreOperationSpec, StoreOperationStatus, TimeSpan,
+};
 use parovoz_dataplane_core::types::Sequence;
 use parovoz_operator_core::observed::OperationFacts;
 
 use crate::clients;
 use crate::msg::{API, CLIENTS, MEMBERS, Node, OPERATORS};
 use crate::rng::Rng;
-use crate::world::{Ev, SECOND, World};
+use crate::world::{Ev, World};
 
 macro_rules! faults {
     ($($variant:ident = $name:literal,)*) => {
@@ -127,14 +131,53 @@ impl World {
     }
 
     fn volume_of(&mut self, node: Node) -> Option<&mut crate::volume::Volume> {
-        let claim = self.api.pods.get(&u32::from(node))?.claim_uid.clone()?;
+        // By the claim: a disk outlives the pod that uses it.
+        let claim = self.api.claims.get(&u32::from(node))?.uid.clone();
         self.volumes.get_mut(&claim)
     }
 
     /// Answers whether it could be done.
     fn inflict(&mut self, fault: Fault, node: Node) -> bool {
+        match fault {
+            Fault::Kill | Fault::Power | Fault::Pause | Fault::CrashInEffects => self.hit_process(fault, node),
+            Fault::Isolate
+            | Fault::OneWay
+            | Fault::CutOperator
+            | Fault::CutReplicas
+            | Fault::CutPair
+            | Fault::Blackout => self.part(fault, node),
+            Fault::ApiDown
+            | Fault::ApiAnswerLost
+            | Fault::CutApi
+            | Fault::OperatorCrash
+            | Fault::TwoOperators
+            | Fault::StaleCache => self.hit_control(fault, node),
+            Fault::Loss | Fault::Twice | Fault::Overtake | Fault::Slow => self.hit_network(fault, node),
+            Fault::DiskHung | Fault::DiskSlow | Fault::DiskFull => self.hurt_disk(fault, node),
+            Fault::VolumeLost => self.lose_volume(node),
+            Fault::PodDeleted => match self.api.pods.get(&u32::from(node)) {
+                Some(pod) if !pod.deleting => {
+                    let uid = pod.uid.clone();
+                    self.delete_pod(u32::from(node), &uid, true);
+                    true
+                }
+                _ => false,
+            },
+            Fault::WalPruned => self.prune(node),
+            Fault::Switchover => self.switch_over(),
+            Fault::Scale => self.scale(),
+            Fault::Settings => self.change_settings(),
+            Fault::NewPrefix => {
+                let room = self.clients.prefixes < 6;
+                self.clients.prefixes += u8::from(room);
+                room
+            }
+        }
+    }
+
+    /// A process or its machine.
+    fn hit_process(&mut self, fault: Fault, node: Node) -> bool {
         let running = self.process(node).is_some();
-        let others: Vec<Node> = (1..MEMBERS).collect();
         match fault {
             Fault::Kill => {
                 if running {
@@ -157,6 +200,14 @@ impl World {
                 self.machines[usize::from(node)].die_at_effect = Some(at);
                 running
             }
+            _ => false,
+        }
+    }
+
+    /// The network, for one member.
+    fn part(&mut self, fault: Fault, node: Node) -> bool {
+        let others: Vec<Node> = (1..MEMBERS).collect();
+        match fault {
             Fault::Isolate => {
                 self.net.hold = self.rng.permille(500);
                 self.cut(node, &[others, OPERATORS.to_vec(), vec![API, CLIENTS]].concat(), (true, true), true);
@@ -194,6 +245,13 @@ impl World {
                 let after = self.lasts(6_000, 25_000);
                 self.mends(fault, node, after)
             }
+            _ => false,
+        }
+    }
+
+    /// The API server or the operators.
+    fn hit_control(&mut self, fault: Fault, node: Node) -> bool {
+        match fault {
             Fault::ApiDown => {
                 self.api.up = false;
                 let after = self.lasts(500, 15_000);
@@ -227,6 +285,13 @@ impl World {
                 let after = self.lasts(1_000, 12_000);
                 self.mends(fault, node, after)
             }
+            _ => false,
+        }
+    }
+
+    /// The network, for all.
+    fn hit_network(&mut self, fault: Fault, node: Node) -> bool {
+        match fault {
             Fault::Loss => {
                 self.net.loss = self.rng.range(5, 60);
                 let after = self.lasts(1_000, 8_000);
@@ -248,25 +313,7 @@ impl World {
                 let after = self.lasts(1_000, 8_000);
                 self.mends(fault, node, after)
             }
-            Fault::DiskHung | Fault::DiskSlow | Fault::DiskFull => self.hurt_disk(fault, node),
-            Fault::VolumeLost => self.lose_volume(node),
-            Fault::PodDeleted => match self.api.pods.get(&u32::from(node)) {
-                Some(pod) if !pod.deleting => {
-                    let uid = pod.uid.clone();
-                    self.delete_pod(u32::from(node), &uid, true);
-                    true
-                }
-                _ => false,
-            },
-            Fault::WalPruned => self.prune(node),
-            Fault::Switchover => self.switch_over(),
-            Fault::Scale => self.scale(),
-            Fault::Settings => self.change_settings(),
-            Fault::NewPrefix => {
-                let room = self.clients.prefixes < 6;
-                self.clients.prefixes += u8::from(room);
-                room
-            }
+            _ => false,
         }
     }
 
@@ -442,111 +489,6 @@ impl World {
         self.api.changed(self.now);
         for operator in 0..self.operators.len() {
             self.look_soon(operator, 60_000);
-        }
-    }
-
-    pub(crate) fn mend(&mut self, fault: Fault, node: Node) {
-        let everyone: Vec<Node> = (1..=API).collect();
-        match fault {
-            Fault::Pause => self.go_on(node),
-            Fault::Power => {
-                self.machines[usize::from(node)].down = false;
-                self.container_lost(node);
-            }
-            Fault::Isolate | Fault::OneWay | Fault::CutOperator | Fault::CutReplicas | Fault::Blackout => {
-                self.cut(node, &everyone, (true, true), false);
-                self.release_held();
-            }
-            Fault::CutPair => {
-                let members: Vec<Node> = (1..MEMBERS).collect();
-                self.cut(node, &members, (true, true), false);
-                self.release_held();
-            }
-            Fault::CutApi => self.cut(node, &[API], (true, true), false),
-            Fault::ApiDown => self.api.up = true,
-            Fault::TwoOperators => {
-                // Either of the two goes.
-                let which = self.rng.index(2);
-                let other = 1 - which;
-                if self.operators[which].up && self.operators[other].up {
-                    self.end_operator(which);
-                }
-                if which == 0 {
-                    self.at(5 * SECOND, Ev::StartOperator { operator: 0 });
-                }
-            }
-            Fault::StaleCache => {
-                self.operators[0].frozen = None;
-                self.look_soon(0, 10_000);
-            }
-            Fault::Loss => self.net.loss = 0,
-            Fault::Twice => self.net.twice = 0,
-            Fault::Overtake => self.net.overtake = 0,
-            Fault::Slow => self.net.jitter = 400,
-            Fault::DiskHung => {
-                if let Some(volume) = self.volume_of(node) {
-                    volume.hung = false;
-                }
-                self.disk_back(node);
-            }
-            Fault::DiskSlow => {
-                if let Some(volume) = self.volume_of(node) {
-                    volume.slowest_us = 1_500;
-                }
-            }
-            Fault::DiskFull => {
-                if let Some(volume) = self.volume_of(node) {
-                    volume.full = false;
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Power is back: the kubelet finds that the container is not there any more, and does not know how it ended.
-    fn container_lost(&mut self, node: Node) {
-        let ordinal = u32::from(node);
-        if let Some(pod) = self.api.pods.get(&ordinal).map(|p| p.uid.clone()) {
-            let after = 200_000 + self.rng.below(SECOND);
-            self.at(after, Ev::StartContainer { ordinal, pod });
-        }
-    }
-
-    /// Everything that is broken is made whole; nothing breaks any more.
-    pub fn heal(&mut self) {
-        self.calm = true;
-        self.net.heal();
-        self.release_held();
-        self.api.up = true;
-        for node in 1..MEMBERS {
-            let machine = &mut self.machines[usize::from(node)];
-            machine.die_at_effect = None;
-            let (paused, down) = (machine.paused, machine.down);
-            machine.down = false;
-            if let Some(volume) = self.volume_of(node) {
-                volume.hung = false;
-                volume.full = false;
-                volume.slowest_us = 1_500;
-            }
-            self.disk_back(node);
-            if paused {
-                self.go_on(node);
-            }
-            if down {
-                self.container_lost(node);
-            }
-        }
-        for operator in 0..self.operators.len() {
-            let me = &mut self.operators[operator];
-            me.frozen = None;
-            me.die_at = None;
-            me.lose_answer = false;
-        }
-        self.end_operator(1);
-        if self.operators[0].up {
-            self.look_soon(0, 10_000);
-        } else {
-            self.start_operator(0);
         }
     }
 

@@ -6,7 +6,10 @@ use clap::Parser;
 use parovoz_sim::batch::{self, Options};
 
 #[derive(Parser)]
-#[command(name = "parovoz-sim", about = "Simulates whole stores under faults, each from a seed, and checks that nothing is lost.")]
+#[command(
+    name = "parovoz-sim",
+    about = "Simulates whole stores under faults, each from a seed, and checks that nothing is lost."
+)]
 struct Cli {
     /// How many seeds.
     #[arg(long, default_value_t = 2_000)]

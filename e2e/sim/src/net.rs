@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::msg::{Conn, MEMBERS, Msg, NODES, Node};
+use crate::msg::{CLIENTS, Conn, MEMBERS, Msg, NODES, Node, ToFollower, ToPrimary, ToReplica};
 use crate::rng::Rng;
 
 /// What becomes of a message.
@@ -90,12 +90,15 @@ impl Net {
             return Fate::Lost;
         }
         let delay = 80 + rng.below(self.jitter);
-        let twice = self.twice > 0 && rng.permille(self.twice);
+        // A client's request is not idempotent: a transport that repeats it would be no fault of the store.
+        // Neither is what opens a stream: a stream that is not in order is none.
+        let repeats = to != CLIENTS && from != CLIENTS && !opens(msg);
+        let twice = repeats && self.twice > 0 && rng.permille(self.twice);
         if conn.is_none() {
             return if twice { Fate::Twice(delay, delay + rng.below(20_000)) } else { Fate::Arrives(delay) };
         }
         let last = &mut self.last[usize::from(from)][usize::from(to)];
-        if self.overtake > 0 && rng.permille(self.overtake) {
+        if self.overtake > 0 && !opens(msg) && rng.permille(self.overtake) {
             return Fate::Arrives(delay);
         }
         let at = (now + delay).max(*last + 1);
@@ -117,5 +120,16 @@ fn conn_of(msg: &Msg) -> Option<Conn> {
             Some(*conn)
         }
         _ => None,
+    }
+}
+
+/// Whether a message opens a stream or changes what it carries.
+fn opens(msg: &Msg) -> bool {
+    match msg {
+        Msg::ToUpstream(..) => true,
+        Msg::ToFollower(_, m) => !matches!(m, ToFollower::Frames(_) | ToFollower::Beat { .. }),
+        Msg::ToPrimary(_, m) => matches!(m, ToPrimary::Hello(..)),
+        Msg::ToReplica(_, m) => matches!(m, ToReplica::Hello(_)),
+        _ => false,
     }
 }

@@ -2,6 +2,8 @@
 //! two of these now and then. It keeps between passes only what the real shell keeps: caches, contacts and what it saw of
 //! the Lease.
 
+mod links;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
@@ -103,8 +105,7 @@ impl Operator {
             life: 0,
             ticket: 0,
             offset_ms: rng.below(1_000_000),
-            drift_ppm: i64::try_from(rng.below(drift_ppm * 2 + 1)).unwrap_or(0)
-                - i64::try_from(drift_ppm).unwrap_or(0),
+            drift_ppm: i64::try_from(rng.below(drift_ppm * 2 + 1)).unwrap_or(0) - i64::try_from(drift_ppm).unwrap_or(0),
             links: BTreeMap::new(),
             cache_lag: 20_000,
             frozen: None,
@@ -512,6 +513,14 @@ impl World {
         let me = &self.operators[operator];
         let age = me.status.as_ref().map(|(_, at)| Duration::from_micros(self.now - at));
         if worth_writing(pass.observed.store.status.as_ref(), &new, age) && self.api_reachable(operator) {
+            if self.trace.is_on() {
+                let text = |s: Option<&ReplicatedStoreStatus>| {
+                    s.and_then(|s| serde_json::to_value(s).ok()).unwrap_or_default()
+                };
+                let (old, fresh) = (text(pass.observed.store.status.as_ref()), text(Some(&new)));
+                self.trace
+                    .say(self.now, || format!("operator {operator}: writes the status: {}", differs(&old, &fresh)));
+            }
             self.api.store.status = Some(new.clone());
             self.api.changed(self.now);
             self.operators[operator].status = Some((new, self.now));
@@ -525,105 +534,6 @@ impl World {
         self.look_soon(operator, after);
         self.operators[operator].settled = settled && soon == u64::MAX;
     }
-
-    // ---- Members. ----
-
-    pub(crate) fn watch(&mut self, operator: usize, life: u64) {
-        if self.operators[operator].life != life {
-            return;
-        }
-        let me = &self.operators[operator];
-        let at = me.frozen.unwrap_or(self.now).min(self.now.saturating_sub(me.cache_lag));
-        let view = self.api.view(at);
-        let now = me.clock(self.now);
-        let node = me.node;
-        let mut calls = Vec::new();
-        let me = &mut self.operators[operator];
-        me.links.retain(|ordinal, _| view.pods.iter().any(|p| p.ordinal == *ordinal));
-        let mut lost = false;
-        for pod in &view.pods {
-            let link = me.links.entry(pod.ordinal).or_default();
-            if *link.pod_uid != *pod.uid {
-                let pod_uid: Rc<str> = pod.uid.as_str().into();
-                *link = Link { pod_uid, report: None, heard: now, down_since: Some(now) };
-            }
-            if link.down_since.is_none() && now.saturating_sub(link.heard) > SILENT_US {
-                link.down_since = Some(link.heard);
-                lost = true;
-            }
-            if link.down_since.is_some() {
-                calls.push(pod.ordinal);
-            }
-        }
-        for ordinal in calls {
-            if let Ok(to) = Node::try_from(ordinal) {
-                self.send(node, to, Msg::Watch);
-            }
-        }
-        if lost {
-            self.look_soon(operator, 10_000);
-        }
-        self.at(WATCH_US, Ev::Watch { operator, life });
-    }
-
-    pub(crate) fn contact_lost(&mut self, operator: usize, ordinal: u32) {
-        let now = self.operators[operator].clock(self.now);
-        let me = &mut self.operators[operator];
-        let Some(link) = me.links.get_mut(&ordinal) else { return };
-        if link.down_since.is_none() {
-            link.down_since = Some(now);
-            self.look_soon(operator, 5_000);
-        }
-    }
-
-    pub(crate) fn operator_message(&mut self, operator: usize, from: Node, msg: Msg) {
-        let now = self.operators[operator].clock(self.now);
-        let me = &mut self.operators[operator];
-        if !me.up {
-            return;
-        }
-        match msg {
-            Msg::Report { pod_uid, report } => {
-                let Some(link) = me.links.get_mut(&u32::from(from)).filter(|l| l.pod_uid == pod_uid) else { return };
-                let news = link.down_since.is_some() || link.report.as_ref().is_none_or(|old| is_news(old, &report));
-                link.report = Some(report);
-                link.heard = now;
-                link.down_since = None;
-                if news {
-                    self.look_soon(operator, 10_000);
-                }
-            }
-            Msg::Ordered { call, refused } => {
-                let Some(pass) = me.pass.as_mut() else { return };
-                if !pass.calls.remove(&call) {
-                    return;
-                }
-                pass.failed |= refused.is_some();
-                if pass.calls.is_empty() {
-                    self.next_stage(operator, Stage::Objects);
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Whether a report says more than that figures moved.
-fn is_news(old: &Report, new: &Report) -> bool {
-    let prefixes = |r: &Report| -> Vec<(bool, Option<parovoz_operator_core::quorum::Vote>)> {
-        let votes = r.sealed.is_some();
-        r.prefixes.iter().map(|p| (p.served, votes.then_some(p.vote))).collect()
-    };
-    old.process_id != new.process_id
-        || old.role != new.role
-        || old.phase != new.phase
-        || old.reign != new.reign
-        || old.sealed != new.sealed
-        || old.started_epoch != new.started_epoch
-        || old.complete != new.complete
-        || old.upstream_connected != new.upstream_connected
-        || old.can_acknowledge != new.can_acknowledge
-        || prefixes(old) != prefixes(new)
 }
 
 fn phase_name(phase: ReignPhase) -> &'static str {
@@ -652,4 +562,12 @@ fn cause_name(cause: ReignCause) -> &'static str {
         ReignCause::QuorumRestored => "cause: QuorumRestored",
         ReignCause::Unknown => "cause: Unknown",
     }
+}
+
+/// What differs between two objects, shortly.
+fn differs(old: &serde_json::Value, new: &serde_json::Value) -> String {
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return format!("{old} -> {new}") };
+    let changed = new.iter().filter(|(key, value)| old.get(*key) != Some(value));
+    let words: Vec<String> = changed.map(|(key, value)| format!("{key}: {:?} -> {value}", old.get(key))).collect();
+    words.join("; ").chars().take(1_500).collect()
 }

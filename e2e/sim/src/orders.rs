@@ -43,7 +43,12 @@ pub fn convert(store: &str, order: &plan::Order) -> Option<Order> {
             OrderKind::Follow { upstream: endpoint(upstream)?, primary: endpoint(primary)?, reign }
         }
     };
-    Some(Order { store: store.to_owned(), member: order.data_uuid.parse().ok()?, process: order.process_id.clone(), kind })
+    Some(Order {
+        store: store.to_owned(),
+        member: order.data_uuid.parse().ok()?,
+        process: order.process_id.clone(),
+        kind,
+    })
 }
 
 fn reference(about: &SeenRef) -> Option<ReignRef> {

@@ -33,7 +33,11 @@ impl Setup {
     pub fn draw(rng: &mut Rng) -> Self {
         let replicas = [1, 2, 3, 3, 3, 3, 3, 4, 5, 5][rng.index(10)];
         let quorum = replicas > 1 && rng.permille(700);
-        let w = if quorum { i32::try_from(rng.range(1, u64::try_from((replicas - 1).min(2)).unwrap_or(1))).unwrap_or(1) } else { 0 };
+        let w = if quorum {
+            i32::try_from(rng.range(1, u64::try_from((replicas - 1).min(2)).unwrap_or(1))).unwrap_or(1)
+        } else {
+            0
+        };
         Self {
             replicas,
             quorum,
@@ -43,7 +47,7 @@ impl Setup {
             chain: rng.permille(200),
             lease_s: rng.range(3, 8),
             drift_ppm: 500,
-            think_us: 400_000,
+            think_us: 900_000,
             changes_mode: rng.permille(150),
             faults: Vec::new(),
             fault_every_us: rng.range(1_500_000, 6_000_000),

@@ -1,5 +1,7 @@
 //! One seed's world: a queue of what happens when, and everybody whom it happens to.
 
+mod traffic;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -27,6 +29,7 @@ const HELD: usize = 2_000;
 
 /// What happens.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "most are messages; the queue holds them in boxes")]
 pub enum Ev {
     /// A message arrives.
     Message { from: Node, to: Node, msg: Msg },
@@ -395,9 +398,7 @@ impl World {
                 Msg::Closed(*conn)
             }
             Msg::Order { call, .. } => Msg::Ordered { call: *call, refused: Some("nobody listens".to_owned()) },
-            Msg::OpenSnapshot { call, .. } => {
-                Msg::Snapshot { call: *call, answer: Err("nobody listens".to_owned()) }
-            }
+            Msg::OpenSnapshot { call, .. } => Msg::Snapshot { call: *call, answer: Err("nobody listens".to_owned()) },
             Msg::Request { op, .. } => {
                 Msg::Response { op: *op, response: crate::msg::Response::Refused { primary: None } }
             }
@@ -562,41 +563,5 @@ impl World {
             let volume = Volume::new(claim.uid.clone(), self.volumes_made);
             self.volumes.insert(claim.uid.clone(), volume);
         }
-    }
-
-    // ---- Clients. ----
-
-    fn service(&self) -> Option<Node> {
-        let primary = |p: &&parovoz_operator_core::observed::PodFacts| {
-            p.role.as_deref() == Some(parovoz_operator_core::names::ROLE_PRIMARY) && !p.deleting
-        };
-        self.api.pods.values().find(primary).and_then(|p| Node::try_from(p.ordinal).ok())
-    }
-
-    fn client(&mut self, client: usize) {
-        let service = self.service();
-        let Some(sent) = self.clients.begin(&mut self.rng, self.now, client, service) else { return };
-        self.send(CLIENTS, sent.to, Msg::Request { op: sent.op, request: sent.request });
-        let patience = 300_000 + self.rng.below(2 * SECOND);
-        self.at(patience, Ev::GiveUp(sent.op));
-    }
-
-    fn next_client(&mut self, client: usize) {
-        if !self.clients.quiet {
-            let pause = 2_000 + self.rng.below(self.setup.think_us);
-            self.at(pause, Ev::Client(client));
-        }
-    }
-
-    fn answered(&mut self, op: u32, response: crate::msg::Response) {
-        let Some(client) = self.clients.answered(self.now, op, response) else { return };
-        if let crate::msg::Response::Done { epoch, prefix: Some(prefix), .. } = response {
-            let record = self.clients.records[op as usize];
-            match record.what {
-                crate::msg::What::Get => self.check.read_seen(self.now, prefix, record.key, epoch, record.begin),
-                _ => self.check.write_seen(self.now, prefix, record.key, epoch),
-            }
-        }
-        self.next_client(client);
     }
 }

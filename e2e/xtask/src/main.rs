@@ -12,10 +12,12 @@ mod generate;
 mod image;
 mod install;
 mod kube;
+mod model;
 mod packages;
 mod paths;
 mod poll;
 mod resp;
+mod sim;
 mod store;
 mod ui;
 
@@ -77,6 +79,20 @@ enum Command {
     /// Benchmarks: our figures beside a reference in the same run.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Searches every interleaving of reigns and votes within bounds, then removes each rule in turn; `--list`, `--quick`,
+    /// `--bounds B`, `--without RULE`, `--trace`, `--json FILE`.
+    Model {
+        /// For the model.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Simulates whole stores under faults, each from a seed: `--seeds N`, `--seed S` (one, with its trace), `--first S`,
+    /// `--faults A,B`, `--mutants`, `--mutant NAME`, `--json`, `--jobs N`.
+    Sim {
+        /// For the simulator.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Everything that CI runs, on a cluster of its own.
     Test,
 }
@@ -184,6 +200,8 @@ fn dispatch(ui: &Ui, command: Command) -> Result<Option<String>> {
         }
         Command::Bench(BenchCommand::Redis(options)) => bench::run(ui, &options).map(Some),
         Command::Bench(BenchCommand::Failover(options)) => bench::failover::run(ui, &options).map(Some),
+        Command::Sim { arguments } => sim::run(&arguments).map(|()| None),
+        Command::Model { arguments } => model::run(&arguments).map(|()| None),
         Command::Test => ci::test(ui).map(Some),
     }
 }

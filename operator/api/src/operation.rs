@@ -1,5 +1,7 @@
 //! `StoreOperation`: something to do once, with a result that stays for a while.
 
+#![allow(clippy::duplicated_attributes, reason = "columns of one type are no duplicates")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;

@@ -3,7 +3,7 @@
 
 use kube::core::cel::{validate_cel, validate_cel_update};
 use kube::{CustomResourceExt, ResourceExt};
-use parovoz_api::{ReplicatedStore, StoreReign, crds};
+use parovoz_api::{ReplicatedStore, StoreOperation, StoreReign, crds};
 use serde_json::{Value, json};
 
 fn store(spec: Value) -> ReplicatedStore {
@@ -69,6 +69,47 @@ fn the_smallest_store_is_filled_with_the_documented_defaults() {
     assert_eq!(spec["prefixes"], json!({"create": "OnWrite", "maxPrefixes": 1000}));
     assert_eq!(spec["recovery"], json!({"maxAttempts": 5, "window": "300s", "backoff": "15s"}));
     assert_eq!(spec["deletionPolicy"], "Retain");
+    let failover = json!({
+        "enabled": true, "delay": "0s", "leaseDuration": "10s", "maxLag": 100_000, "cooldown": "30s", "maxPerHour": 6,
+    });
+    assert_eq!(spec["failover"], failover);
+    assert_eq!(spec["replication"]["onQuorumLoss"], "Block");
+}
+
+#[test]
+fn a_lease_too_short_or_too_long_and_a_degrade_without_a_quorum_are_refused() {
+    let failover = |failover: Value| store(json!({"storage": {"size": "1Gi"}, "failover": failover}));
+    validate_cel(&failover(json!({"leaseDuration": "3s"}))).unwrap();
+    for lease in ["2s", "61s"] {
+        assert!(refusal(&failover(json!({"leaseDuration": lease}))).contains("from 3s to 60s"), "{lease}");
+    }
+    assert!(refusal(&failover(json!({"delay": "2h"}))).contains("failover.enabled to false"));
+    let degrade = |mode: &str, w: i32| {
+        store(json!({"storage": {"size": "1Gi"},
+            "replication": {"mode": mode, "minSyncReplicas": w, "onQuorumLoss": "Degrade"}}))
+    };
+    validate_cel(&degrade("Quorum", 1)).unwrap();
+    assert!(refusal(&degrade("Async", 0)).contains("means nothing without a quorum"));
+}
+
+#[test]
+fn an_operation_says_what_it_risks_and_never_changes() {
+    let operation = |spec: Value| -> StoreOperation {
+        serde_json::from_value(json!({
+            "apiVersion": "parovoz.dev/v1alpha1", "kind": "StoreOperation", "metadata": {"name": "x"}, "spec": spec,
+        }))
+        .unwrap()
+    };
+    let refused = |spec: Value| validate_cel(&operation(spec)).unwrap_err().to_string();
+    validate_cel(&operation(json!({"store": "cache", "type": "Switchover"}))).unwrap();
+    let promote = json!({"store": "cache", "type": "Promote", "member": "cache-2", "acceptLoss": true});
+    validate_cel(&operation(promote.clone())).unwrap();
+    assert!(refused(json!({"store": "cache", "type": "Promote", "acceptLoss": true})).contains("needs the member"));
+    assert!(refused(json!({"store": "cache", "type": "Promote", "member": "cache-2"})).contains("acceptLoss to true"));
+    assert!(refused(json!({"store": "cache", "type": "Switchover", "acceptLoss": true})).contains("leave them out"));
+    let other = json!({"store": "cache", "type": "Promote", "member": "cache-3", "acceptLoss": true});
+    let changed = validate_cel_update(&operation(other), &operation(promote)).unwrap_err().to_string();
+    assert!(changed.contains("make another one"));
 }
 
 #[test]

@@ -499,11 +499,15 @@ impl Observed {
         self.claims.iter().find(|claim| claim.ordinal == ordinal)
     }
 
-    /// The report of a member that answers now, from a volume of this store and a pod that is not on its way out.
+    /// The report of a member that answers now, from a volume of this store and a pod that is not on its way out. A
+    /// primary counts to its end, so that another can take over from it.
     #[must_use]
     pub fn answer(&self, ordinal: u32) -> Option<&Report> {
-        let pod = self.pod(ordinal).filter(|pod| pod.owned && !pod.deleting)?;
+        let pod = self.pod(ordinal).filter(|pod| pod.owned)?;
         let report = self.contacts.get(&pod.name)?.fresh()?;
+        if pod.deleting && report.role != MemberRole::Primary {
+            return None;
+        }
         (report.store_uid == self.store.uid && !report.data_uuid.is_empty()).then_some(report)
     }
 

@@ -138,8 +138,7 @@ pub fn fence(old: &OldReign, ballots: &Ballots, proof: Proof) -> bool {
         // Away from the API server the primary goes on by promises of *all* members: one that sealed takes its own back.
         None => {
             let unmoved = proof.lease_unmoved.is_some_and(|unmoved| unmoved >= old.lease);
-            (replicas >= 1 || crate::mutant::on("lease-alone-fences"))
-                && (unmoved || crate::mutant::on("lease-not-awaited"))
+            replicas >= 1 && (unmoved || crate::mutant::on("lease-not-awaited"))
         }
     }
 }

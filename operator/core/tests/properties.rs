@@ -91,7 +91,7 @@ fn inject(world: &mut World, fault: &Fault) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn rules_hold_at_every_step_and_the_store_comes_to_rest_once_faults_stop(

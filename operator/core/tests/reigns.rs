@@ -90,6 +90,7 @@ fn a_primary_that_only_the_operator_cannot_reach_goes_on() {
     assert_eq!((world.record().current.epoch, world.leader()), (1, Some(1)));
     assert!(world.waits(WaitingReason::MemberMustAnswer));
     world.write("users", 5);
+    world.stream();
     assert_eq!(world.acknowledged, 5);
 }
 
@@ -394,13 +395,24 @@ fn a_cordoned_node_a_deleted_pod_and_an_update_switch_over_first() {
                 world.delete_pod(3);
             }
         }
-        if case == 1 {
-            // It answers until its grace period is over, and is not asked any more: others are.
-            continue;
-        }
         world.until("another leads", |world| world.leader().is_some_and(|leader| leader != 1));
         assert_eq!(world.record().current.cause, ReignCause::Switchover, "case {case}");
     }
+}
+
+#[test]
+fn a_primary_whose_claim_is_deleted_gives_its_place_up_before_its_volume_goes() {
+    let mut world = World::quorum(3, 1);
+    world.write("users", 10);
+    world.stream();
+    world.pass(seconds(40));
+    let before = world.volume(1).unwrap().data_uuid.clone();
+    world.delete_claim(1);
+    world.converge();
+    assert_ne!(world.leader(), Some(1));
+    assert_ne!(world.volume(1).unwrap().data_uuid, before, "its volume was made anew");
+    assert_eq!((world.status().phase, world.status().last_failover), (StorePhase::Healthy, None));
+    assert!(world.volume(1).unwrap().positions["users"].sequence >= world.acknowledged);
 }
 
 #[test]
@@ -426,6 +438,24 @@ fn a_person_promotes_a_member_where_safety_blocks_and_the_fence_is_never_waived(
     let status = &world.operations.iter().find(|o| o.uid == attested).unwrap().status;
     assert_eq!(status.phase, OperationPhase::Succeeded);
     assert_eq!(world.record().current.primary, world.volume(3).unwrap().data_uuid);
+}
+
+#[test]
+fn what_a_person_attests_is_not_stretched_to_a_reign_that_began_later() {
+    let mut world = World::quorum(3, 1);
+    world.pass(seconds(60));
+    let attest = json!(
+        {"store": "cache", "type": "Promote", "member": "cache-3", "acceptLoss": true, "attestPrimaryGone": true}
+    );
+    let operation = world.ask(attest);
+    world.operations[0].created = "2026-01-01T00:00:00Z".parse().unwrap();
+    world.operations[0].status.started_at = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.now));
+    world.black_out(1);
+    world.black_out(2);
+    world.until("it is begun", |world| world.record().current.operation == operation);
+    assert!(world.record().current.accept_loss && !world.record().current.attested);
+    world.pass(seconds(10));
+    assert_eq!(world.leader(), Some(1), "the old primary may still take writes");
 }
 
 #[test]
@@ -465,4 +495,35 @@ fn a_change_of_the_lease_is_a_new_reign() {
     world.store.spec.failover.lease_duration = parovoz_api::TimeSpan::seconds(5);
     world.converge();
     assert_eq!((world.record().current.lease_duration_ms, world.record().current.epoch), (5_000, 2));
+}
+
+#[test]
+fn replicas_whose_volumes_are_lost_while_the_primary_waits_for_them_are_replaced() {
+    let mut world = World::quorum(3, 1);
+    world.write("users", 10);
+    world.stream();
+    world.restart(1);
+    for ordinal in [2, 3] {
+        world.delete_claim(ordinal);
+        world.delete_pod(ordinal);
+    }
+    world.converge();
+    assert_eq!((world.leader(), world.status().phase), (Some(1), StorePhase::Healthy));
+    assert_eq!(world.record().current.members.len(), 3);
+    assert!(world.volume(2).unwrap().positions["users"].sequence >= world.acknowledged);
+}
+
+#[test]
+fn a_member_that_is_to_go_joins_the_reign_that_lists_it() {
+    let mut world = World::quorum(3, 1);
+    world.black_out(2);
+    world.restart(1);
+    world.scale(2);
+    world.until("it serves with the help of the third", |world| {
+        world.record().current.phase == ReignPhase::Serving && world.record().current.epoch > 1
+    });
+    assert!(world.pods.contains_key(&3));
+    world.heal();
+    world.converge();
+    assert_eq!(world.pods.len(), 2);
 }

@@ -69,7 +69,9 @@ async fn call(channel: Channel, store_uid: String, order: &Order) -> Result<toni
     let reign = Some(wire_ref(&named));
     match &order.kind {
         OrderKind::Seal { about, evidence } => {
-            let (about, evidence) = (Some(wire_ref(about)), wire_evidence(*evidence).into());
+            // The first reign of a store is about no other.
+            let about = (!about.reign_id.is_empty()).then(|| wire_ref(about));
+            let evidence = wire_evidence(*evidence).into();
             client.seal(SealRequest { store_uid, data_uuid, reign, about, evidence }).await
         }
         OrderKind::Pull { source, upto } => {

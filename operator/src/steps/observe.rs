@@ -69,7 +69,7 @@ pub async fn observe(
         objects: plain(sources.caches, namespace, name),
         reign,
         lease,
-        operations: operations.iter().filter_map(|operation| operation_facts(operation)).collect(),
+        operations: operations.iter().filter_map(operation_facts).collect(),
         contacts: contacts.into_iter().collect(),
         now: Timestamp::now(),
         fresh_id: uuid::Uuid::new_v4().to_string(),

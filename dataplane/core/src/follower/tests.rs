@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+use std::collections::HashMap;
+
 use proptest::prelude::*;
 use uuid::Uuid;
 

@@ -15,9 +15,9 @@ use crate::shard::message::{ConnId, Message, Replies, ReplyTo};
 use crate::shard::stats::add;
 
 impl EventLoop {
-    /// Lets connections go on once writes are no longer frozen.
+    /// Lets connections go on once writes are no longer frozen and the reign does not change any more.
     pub(super) fn thaw(&mut self) {
-        if !self.frozen.is_empty() && !self.dispatch.exec.is_frozen() {
+        if !self.frozen.is_empty() && !self.dispatch.exec.must_wait() {
             for id in std::mem::take(&mut self.frozen) {
                 if let Some(conn) = self.conn(id)
                     && conn.session.pause == Pause::Frozen

@@ -13,6 +13,8 @@ pub(super) struct AtBegin {
     pub(super) may_write: bool,
     /// Writes wait.
     pub(super) frozen: bool,
+    /// What can't be served waits.
+    pub(super) held: bool,
 }
 
 /// Replies that show what this primary read or, under W = 0, wrote: those from `from` to `to` in their buffer.
@@ -35,12 +37,24 @@ impl Executor {
             may_read: gate.may_read(now),
             may_write: gate.may_acknowledge(now),
             frozen: now < gate.frozen_until_ms(),
+            held: now < gate.held_until_ms(),
         };
     }
 
     /// Whether writes wait at the moment.
     pub(in crate::shard) fn is_frozen(&self) -> bool {
         self.at_begin.frozen
+    }
+
+    /// Whether a command that [`Executor::admit`] refuses so is to wait instead: the reign changes, and soon it is known how.
+    pub(in crate::shard) fn is_held(&self, refusal: &Refusal) -> bool {
+        self.at_begin.held && matches!(refusal, Refusal::NotSure | Refusal::Fenced)
+    }
+
+    /// Whether what waits in its connections has to go on waiting.
+    pub(in crate::shard) fn must_wait(&self) -> bool {
+        let AtBegin { may_read, may_write, frozen, held } = self.at_begin;
+        frozen || (held && (self.fenced || (self.primary && !(may_read && may_write))))
     }
 
     /// Whether a command about data may be executed here now. `led` says that its client was served by the primary here: it

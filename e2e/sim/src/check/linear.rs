@@ -141,7 +141,10 @@ pub fn counter(ops: &[Op]) -> Option<String> {
         let increment = same.iter().find(|t| t.1);
         for &(_, is_increment, begin, end) in same {
             if earliest_end.0 < begin {
-                return Some(format!("sum {value} was seen at {begin}, after sum {} was at {}", earliest_end.1, earliest_end.0));
+                return Some(format!(
+                    "sum {value} was seen at {begin}, after sum {} was at {}",
+                    earliest_end.1, earliest_end.0
+                ));
             }
             if let Some(&(_, _, added, _)) = increment
                 && !is_increment

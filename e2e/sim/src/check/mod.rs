@@ -155,16 +155,27 @@ impl Checker {
     }
 
     /// A primary answers a write as done.
-    pub fn write_answered(&mut self, now: u64, who: Node, reign: &Reign, prefix: PrefixUuid, epoch: Epoch, at: Sequence) {
+    pub fn write_answered(
+        &mut self,
+        now: u64,
+        who: Node,
+        reign: &Reign,
+        prefix: PrefixUuid,
+        epoch: Epoch,
+        at: Sequence,
+    ) {
         let acked = self.acked.entry(prefix).or_default().entry(epoch);
         let acked = acked.or_insert(Acked { upto: Sequence(0), by_quorum: Sequence(0) });
         acked.upto = acked.upto.max(at);
         if reign.required() > 0 {
             acked.by_quorum = acked.by_quorum.max(at);
         }
-        let later = self.served.get(&prefix).into_iter().flatten().find(|s| {
-            s.epoch > reign.epoch && end_of(&s.history, epoch, s.latest) < at
-        });
+        let later = self
+            .served
+            .get(&prefix)
+            .into_iter()
+            .flatten()
+            .find(|s| s.epoch > reign.epoch && end_of(&s.history, epoch, s.latest) < at);
         if let Some(later) = later {
             let what = format!(
                 "member {who} acknowledges {epoch}/{at} of {prefix} under epoch {}, though epoch {} serves without it",
@@ -184,9 +195,12 @@ impl Checker {
 
     /// A client was told what a key holds: nothing older than an acknowledged write.
     pub fn read_seen(&mut self, now: u64, prefix: PrefixUuid, key: u8, epoch: Epoch, begun: u64) {
-        let newer = self.first_acked.get(&(prefix, key)).into_iter().flatten().find(|(e, at)| *e > epoch && *at < begun);
+        let newer =
+            self.first_acked.get(&(prefix, key)).into_iter().flatten().find(|(e, at)| *e > epoch && *at < begun);
         if let Some((newer, at)) = newer {
-            let what = format!("a read begun at {begun} was answered by epoch {epoch}, though a write of epoch {newer} was acknowledged at {at}");
+            let what = format!(
+                "a read begun at {begun} was answered by epoch {epoch}, though a write of epoch {newer} was acknowledged at {at}"
+            );
             self.fail(now, what);
         }
     }

@@ -4,7 +4,8 @@ use parovoz_dataplane_core::acks::{AckPositions, SessionId};
 use parovoz_dataplane_core::follower::{check_follower, check_upstream};
 use parovoz_dataplane_core::mutant;
 use parovoz_dataplane_core::role::Event;
-use parovoz_dataplane_core::types::{DataUuid, PrefixUuid, Reign, ReignRef};
+use parovoz_dataplane_core::types::{DataUuid, Epoch, PrefixUuid, Reign, ReignRef};
+use parovoz_dataplane_core::vote::may_acknowledge;
 
 use super::prefix::{Phase, Prefix};
 use super::{Cx, Process, SILENCE_MS};
@@ -40,8 +41,12 @@ impl Process {
         }
         let Some(reign) = self.promised().map(Reign::to_ref) else { return };
         let Some(primary) = self.promised().map(|r| r.primary).filter(|p| *p != self.me) else { return };
-        let Some(endpoint) = self.view.primary.as_ref() else { return };
-        let Some(node) = Self::node_of(endpoint).filter(|_| !self.follow.as_ref().is_some_and(|f| f.pull.is_some())) else {
+        // A newer reign that was met at the upstream may have another primary than the last order named.
+        let names = |e: &&parovoz_dataplane_core::member::Endpoint| e.data_uuid == Some(primary);
+        let upstream = self.follow.as_ref().map(|f| &f.upstream).filter(names);
+        let Some(endpoint) = self.view.primary.as_ref().filter(names).or(upstream) else { return };
+        let Some(node) = Self::node_of(endpoint).filter(|_| self.follow.as_ref().is_none_or(|f| f.pull.is_none()))
+        else {
             return;
         };
         if self.ack_out.as_ref().is_some_and(|a| a.reign == reign && a.node == node) {
@@ -86,7 +91,8 @@ impl Process {
         let at = |s| prefix.position_at(s);
         let positions = AckPositions { received: at(received), applied: at(applied), durable: at(durable) };
         let floor = self.stored.floors.get(&prefix.uuid).copied();
-        if floor.is_some_and(|floor| positions.durable < floor) && !mutant::on("ack-below-floor") {
+        let reign = self.promised().map_or(Epoch(0), |r| r.epoch);
+        if !may_acknowledge(positions.durable, floor, reign) && !mutant::on("ack-below-floor") {
             return None;
         }
         Some(positions)
@@ -135,7 +141,7 @@ impl Process {
         }
     }
 
-    pub(super) fn to_replica(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToReplica) {
+    pub(super) fn on_to_replica(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToReplica) {
         let Some(out) = self.ack_out.as_mut().filter(|o| o.conn == conn) else {
             return cx.send(from, Msg::Closed(conn));
         };
@@ -143,8 +149,8 @@ impl Process {
         match m {
             ToReplica::Hello(hello) => {
                 out.heard_ms = cx.now_ms;
-                let good = check_upstream(&self.own(Some(primary)), &hello.peer).is_ok()
-                    && hello.peer.reign == Some(expected);
+                let good =
+                    check_upstream(&self.own(Some(primary)), &hello.peer).is_ok() && hello.peer.reign == Some(expected);
                 match &mut self.ack_out {
                     Some(out) if good => out.live = true,
                     _ => self.stop_acks(cx),
@@ -166,7 +172,7 @@ impl Process {
 
     // ---- The primary. ----
 
-    pub(super) fn to_primary(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToPrimary) {
+    pub(super) fn on_to_primary(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToPrimary) {
         match m {
             ToPrimary::Hello(hello, acks) => self.begin_acks(cx, from, conn, &hello, acks),
             ToPrimary::Beat { reign, acks, promise_for } => {

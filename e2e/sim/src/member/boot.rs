@@ -1,6 +1,5 @@
 //! New copies from an upstream's snapshot, one prefix at a time: what the data plane's `replication/{bootstrap,snapshots}` do.
 
-use std::path::PathBuf;
 use std::rc::Rc;
 
 use parovoz_dataplane_core::follower::{BootstrapCause, check_follower, check_upstream};
@@ -21,7 +20,6 @@ const PATIENCE_MS: u64 = 3_000;
 /// A snapshot that somebody reads.
 #[derive(Debug)]
 pub(super) struct Held {
-    dir: PathBuf,
     until_ms: u64,
 }
 
@@ -181,7 +179,7 @@ impl Process {
         let held_after = prefix.at();
         let dir = cx.volume.dir.join(format!("snapshot-{id}"));
         copy.db.checkpoint(&dir).map_err(|e| e.to_string())?;
-        self.snapshots.insert(id, Held { dir: dir.clone(), until_ms: cx.now_ms + HOLD_MS });
+        self.snapshots.insert(id, Held { until_ms: cx.now_ms + HOLD_MS });
         let hello = self.hello(Some(hello.peer.data_uuid), true);
         Ok(Snapshot { id, dir: Rc::from(dir.as_path()), held_after, bytes: copy.db.disk_bytes(), hello })
     }

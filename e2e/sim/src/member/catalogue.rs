@@ -74,21 +74,35 @@ impl Process {
                 self.open_copy(cx, *uuid);
             }
         }
-        if mutant::on("absence-is-deletion") {
+        // A creation that is not in a catalogue at or past its floor was undone with the tail of an old primary. Below the
+        // floor absence says nothing.
+        let behind = self.prefixes.get(&self.catalogue()).is_some_and(|c| self.below_floor(c));
+        if !behind || mutant::on("absence-is-deletion") {
             let mine = self.catalogue();
-            let gone: Vec<PrefixUuid> = self
-                .prefixes
-                .keys()
-                .chain(cx.volume.current.keys())
-                .copied()
-                .filter(|uuid| *uuid != mine && !listed.iter().any(|(_, l)| l == uuid))
-                .collect();
-            for uuid in gone {
-                self.prefixes.remove(&uuid);
-                cx.volume.current.remove(&uuid);
+            let known: Vec<PrefixUuid> = self.prefixes.keys().chain(cx.volume.current.keys()).copied().collect();
+            let undone = known.into_iter().filter(|u| *u != mine && !listed.iter().any(|(_, l)| l == u));
+            for uuid in undone.collect::<Vec<_>>() {
+                cx.cov.hit("creation undone");
+                self.set_aside(cx, uuid);
             }
         }
         self.loading = false;
+    }
+
+    /// A prefix that is not in the catalogue any more leaves; its files are kept apart.
+    fn set_aside(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid) {
+        if let Some(prefix) = self.prefixes.remove(&uuid) {
+            let (me, name) = (self.ordinal, prefix.name);
+            cx.trace.say(cx.now, || format!("member {me}: sets {name} {uuid} aside"));
+            for parked in prefix.parked {
+                cx.send(
+                    crate::msg::CLIENTS,
+                    crate::msg::Msg::Response { op: parked.op, response: crate::msg::Response::Unknown },
+                );
+            }
+        }
+        self.boots.remove(&uuid);
+        cx.volume.current.remove(&uuid);
     }
 
     /// A batch of the catalogue was applied on this replica.

@@ -145,7 +145,8 @@ impl Process {
             let start = copy.db.latest().next();
             let record = EpochRecord { epoch: reign.epoch, reign_id: reign.reign_id, start };
             if prefix.history.push(record).is_err() {
-                cx.check.fail(cx.now, format!("member {}: epoch {} does not fit the history", self.ordinal, reign.epoch));
+                cx.check
+                    .fail(cx.now, format!("member {}: epoch {} does not fit the history", self.ordinal, reign.epoch));
                 return;
             }
             self.builder.put_meta(&record.key(), &record.value());

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use parovoz_dataplane_core::batch::{self, META_FAMILY, Record};
-use parovoz_dataplane_core::follower::{BootstrapCause, Effect, Event, ReceivedBatch, Session, StreamState, check_upstream};
+use parovoz_dataplane_core::follower::{
+    BootstrapCause, Effect, Event, ReceivedBatch, Session, StreamState, check_upstream,
+};
 use parovoz_dataplane_core::history::EpochRecord;
 use parovoz_dataplane_core::member::Endpoint;
 use parovoz_dataplane_core::mutant;
@@ -30,11 +32,19 @@ pub(super) struct Follow {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of them in a process")]
 enum Link {
     Off,
-    Opening { conn: Conn, since_ms: u64 },
+    Opening {
+        conn: Conn,
+        since_ms: u64,
+    },
     /// The upstream's reign is being promised.
-    Promising { conn: Conn, peer: Hello, reign: ReignRef },
+    Promising {
+        conn: Conn,
+        peer: Hello,
+        reign: ReignRef,
+    },
     Live(Box<Live>),
 }
 
@@ -119,7 +129,9 @@ impl Process {
         self.report_due = true;
     }
 
-    fn failed(&mut self, cx: &mut Cx<'_>) {
+    fn failed(&mut self, cx: &mut Cx<'_>, why: &str) {
+        let me = self.ordinal;
+        cx.trace.say(cx.now, || format!("member {me}: its stream ends: {why}"));
         self.end_session(cx);
         if let Some(follow) = &mut self.follow {
             follow.link = Link::Off;
@@ -154,25 +166,27 @@ impl Process {
             Link::Live(live) => live.conn == conn,
         });
         if mine {
-            self.failed(cx);
+            self.failed(cx, "closed");
         }
         self.ack_out_closed(cx, conn);
     }
 
-    pub(super) fn to_follower(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToFollower) {
+    pub(super) fn on_to_follower(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToFollower) {
         let Some(follow) = &mut self.follow else { return cx.send(from, Msg::Closed(conn)) };
         match (&mut follow.link, m) {
             (Link::Opening { conn: c, .. }, ToFollower::Hello(hello)) if *c == conn => self.hello_came(cx, conn, hello),
             (Link::Live(live), m) if live.conn == conn => {
                 live.heard_ms = cx.now_ms;
                 match m {
-                    ToFollower::Hello(_) => self.failed(cx),
+                    ToFollower::Hello(_) => self.failed(cx, "a second hello"),
                     ToFollower::Frames(frames) => {
                         for frame in frames {
                             self.session(cx, Event::Frame(frame));
                         }
                     }
                     ToFollower::Refusal { prefix, attempt, reason } => {
+                        let me = self.ordinal;
+                        cx.trace.say(cx.now, || format!("member {me}: {prefix} refused: {reason:?}"));
                         self.session(cx, Event::Refusal { prefix, attempt, reason });
                     }
                     ToFollower::Beat { reign, latest } => self.session(cx, Event::Beat { reign, latest }),
@@ -188,23 +202,23 @@ impl Process {
         let own = self.own(wanted);
         let Some(follow) = &mut self.follow else { return };
         match check_upstream(&own, &hello.peer) {
-            Err(_) => {
+            Err(error) => {
                 cx.cov.hit("upstream refused");
-                self.failed(cx);
+                self.failed(cx, &error.to_string());
             }
             Ok(None) => {
-                let Some(reign) = own.reign else { return self.failed(cx) };
+                let Some(reign) = own.reign else { return self.failed(cx, "no reign") };
                 follow.link = Link::Promising { conn, peer: hello, reign };
                 self.go_live(cx);
             }
             Ok(Some(newer)) => {
                 let Some(whole) = hello.whole.clone().filter(|w| w.to_ref() == newer) else {
-                    return self.failed(cx);
+                    return self.failed(cx, "no whole reign");
                 };
                 cx.cov.hit("newer reign met");
                 follow.link = Link::Promising { conn, peer: hello, reign: newer };
-                if self.step(cx, RoleEvent::Met(whole)).is_err() {
-                    self.failed(cx);
+                if let Err(error) = self.step(cx, RoleEvent::Met(whole)) {
+                    self.failed(cx, &error);
                 }
                 self.go_live(cx);
             }
@@ -220,7 +234,7 @@ impl Process {
         let Some(follow) = &mut self.follow else { return };
         let Link::Promising { conn, peer, reign } = &follow.link else { return };
         if Some(*reign) != mine {
-            return self.failed(cx);
+            return self.failed(cx, "the promise changed");
         }
         let Some(node) = Self::node_of(&follow.upstream) else { return };
         let live = Live {
@@ -274,8 +288,7 @@ impl Process {
             }
         };
         if let Link::Live(live) = &follow.link {
-            let gone: Vec<PrefixUuid> =
-                live.core.prefixes().map(|(p, _)| p).filter(|p| !wanted.contains(p)).collect();
+            let gone: Vec<PrefixUuid> = live.core.prefixes().map(|(p, _)| p).filter(|p| !wanted.contains(p)).collect();
             for prefix in gone {
                 self.session(cx, Event::Forget(prefix));
             }
@@ -305,9 +318,9 @@ impl Process {
         for effect in effects {
             self.session_effect(cx, conn, node, effect);
         }
-        if stepped.is_err() {
+        if let Err(error) = stepped {
             cx.cov.hit("session ended by its core");
-            self.failed(cx);
+            self.failed(cx, &error.to_string());
         }
     }
 
@@ -381,14 +394,14 @@ impl Process {
         }
         let newest = prefix.history.newest().map_or(parovoz_dataplane_core::types::Epoch(0), |r| r.epoch);
         let record = if batch.epoch == newest { None } else { epoch_record(&batch.bytes)? };
-        match record {
+        let fits = match record {
             Some(record) => {
-                if record.epoch != batch.epoch || record.start != batch.first || prefix.history.push(record).is_err() {
-                    return Err(());
-                }
+                record.epoch == batch.epoch && record.start == batch.first && prefix.history.push(record).is_ok()
             }
-            None if prefix.history.epoch_at(batch.first) != batch.epoch => return Err(()),
-            None => {}
+            None => prefix.history.epoch_at(batch.first) == batch.epoch,
+        };
+        if !fits {
+            return Err(());
         }
         if cx.volume.full {
             cx.out.push(Out::Die("a full disk"));
@@ -469,14 +482,14 @@ impl Process {
             Link::Off => self.connect(cx),
             Link::Opening { since_ms, .. } => {
                 if cx.now_ms > *since_ms + SILENCE_MS {
-                    self.failed(cx);
+                    self.failed(cx, "no hello");
                 }
             }
             Link::Promising { .. } => {}
             Link::Live(live) => {
                 if cx.now_ms > live.heard_ms + SILENCE_MS {
                     cx.cov.hit("upstream silent");
-                    self.failed(cx);
+                    self.failed(cx, "silent");
                 } else {
                     self.session(cx, Event::Tick);
                     self.reconcile(cx);
@@ -507,6 +520,9 @@ impl Process {
             self.store_floor(cx, uuid, None);
             self.moved.insert(uuid);
             self.report_due = true;
+            if uuid == self.catalogue() {
+                self.open_listed(cx);
+            }
         }
     }
 }

@@ -21,7 +21,9 @@ use parovoz_dataplane_core::follower::{Own, PeerHello};
 use parovoz_dataplane_core::lease::LeaseKeeper;
 use parovoz_dataplane_core::member::{Endpoint, MemberRecord};
 use parovoz_dataplane_core::role::{Effect, Event, Role, Standing};
-use parovoz_dataplane_core::types::{DataUuid, Position, PrefixName, PrefixUuid, Reign, Sequence, StoreUid, catalogue_uuid};
+use parovoz_dataplane_core::types::{
+    DataUuid, Position, PrefixName, PrefixUuid, Reign, Sequence, StoreUid, catalogue_uuid,
+};
 use parovoz_dataplane_core::vote::{CopyFacts, CopyState, Votes, vote};
 use parovoz_engine::memory::MemoryEngine;
 
@@ -46,21 +48,33 @@ const TICK_US: u64 = 250_000;
 pub enum Timer {
     Tick,
     /// The sync of a lane is done: what was applied by its begin is durable.
-    Synced { lane: usize, upto: Vec<(PrefixUuid, u64, Sequence)> },
+    Synced {
+        lane: usize,
+        upto: Vec<(PrefixUuid, u64, Sequence)>,
+    },
     /// The disk did what an effect asked of it.
     EffectDone,
     /// The disk answered a probe.
     Probed,
     /// The files of a snapshot are here.
-    Fetched { prefix: PrefixUuid, attempt: u64 },
+    Fetched {
+        prefix: PrefixUuid,
+        attempt: u64,
+    },
     /// Answers that were made up go out.
-    Answer { op: u32, prefix: PrefixUuid, value: u64, at: Sequence },
+    Answer {
+        op: u32,
+        prefix: PrefixUuid,
+        value: u64,
+        at: Sequence,
+    },
     /// Connect again.
     Connect,
 }
 
 /// What a process wants done.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "most are messages, and all are moved once")]
 pub enum Out {
     Send(Node, Msg),
     /// After so many microseconds of true time.
@@ -246,10 +260,10 @@ impl Process {
     /// A message came.
     pub fn message(&mut self, cx: &mut Cx<'_>, from: Node, msg: Msg) {
         match msg {
-            Msg::ToUpstream(conn, m) => self.to_upstream(cx, from, conn, m),
-            Msg::ToFollower(conn, m) => self.to_follower(cx, from, conn, m),
-            Msg::ToPrimary(conn, m) => self.to_primary(cx, from, conn, m),
-            Msg::ToReplica(conn, m) => self.to_replica(cx, from, conn, m),
+            Msg::ToUpstream(conn, m) => self.on_to_upstream(cx, from, conn, m),
+            Msg::ToFollower(conn, m) => self.on_to_follower(cx, from, conn, m),
+            Msg::ToPrimary(conn, m) => self.on_to_primary(cx, from, conn, m),
+            Msg::ToReplica(conn, m) => self.on_to_replica(cx, from, conn, m),
             Msg::Closed(conn) => self.closed(cx, conn),
             Msg::OpenSnapshot { call, hello, prefix } => self.open_snapshot(cx, from, call, &hello, prefix),
             Msg::Snapshot { call, answer } => self.snapshot_answer(cx, call, answer),

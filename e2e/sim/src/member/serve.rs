@@ -60,7 +60,7 @@ impl Process {
     }
 
     fn may_read(&self, cx: &Cx<'_>) -> bool {
-        mutant::on("read-without-promises") && self.role.led().is_some() || self.role.serving().may_read(cx.now_ms)
+        self.role.serving().may_read(cx.now_ms)
     }
 
     fn value_of(&self, uuid: PrefixUuid, key: u8) -> u64 {

@@ -34,7 +34,7 @@ pub(super) struct StreamOut {
 }
 
 impl Process {
-    pub(super) fn to_upstream(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToUpstream) {
+    pub(super) fn on_to_upstream(&mut self, cx: &mut Cx<'_>, from: Node, conn: Conn, m: ToUpstream) {
         match m {
             ToUpstream::Hello(hello) => {
                 let own = self.own(None);

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::env::{Before, Env, NAMESPACE, Subject, Target};
+use super::env::{Before, Env, MEMBERS, NAMESPACE, Subject, Target};
 use super::kinds::{Kind, Mode};
 use super::lag::{Sample, Sampler};
 use super::load::client::Route;
@@ -121,14 +121,22 @@ fn start<'a>(env: &Env<'_>, subject: &'a Subject, round: usize, rate: u32) -> Re
         rate,
         registers: true,
     });
+    warm(name, &load)?;
+    // The first writes make prefixes. A replica that still copies one is no witness of what was acknowledged.
+    subject.store.await_healthy(MEMBERS)?;
+    warm(name, &load)?;
     let address = env.watch.addresses.of(&before.primary);
     let address = address.ok_or_else(|| Error::failed(format!("find {}: no address", before.primary)))?;
     let sampler = Sampler::start(node, address);
+    Ok(Running { target: target(subject, load, before, round), sampler })
+}
+
+/// Waits until every prefix acknowledges, and has done so for a while.
+fn warm(name: &str, load: &Load) -> Result<()> {
     let warm = Instant::now() + WARM;
     poll::until(&format!("writes to {name}"), WARM_LIMIT, Duration::from_millis(20), || {
         poll::ready(Instant::now() > warm && load.acknowledged_since(warm), || format!("{} so far", load.acked()))
-    })?;
-    Ok(Running { target: target(subject, load, before, round), sampler })
+    })
 }
 
 fn target(subject: &Subject, load: Load, before: Before, round: usize) -> Target<'_> {
@@ -192,7 +200,8 @@ fn finish(
     let mut histories = isolated.into_inner().unwrap_or_default();
     histories.insert(0, history);
     let missing = verify::lookup(env, subject, &histories.iter().collect::<Vec<_>>())?;
-    let bound = bound(&samples, &histories, begun + Duration::from_micros(gap.begin));
+    let last_answer = begun + Duration::from_micros(histories[0].last_before_gap(fault, until));
+    let bound = bound(&samples, &histories, last_answer);
     let receipt = receipt::judge(kind, subject, before.epoch, &missing, bound)?;
     problems.extend(receipt.problem.clone().map(|p| format!("receipt: {p}")));
     problems.extend(wrong(subject.mode, &missing));

@@ -65,6 +65,8 @@ fn outlast(targets: &[&Target<'_>], since: Instant) {
     for target in targets {
         if recovers(target, since, RECOVERY_LIMIT.saturating_sub(since.elapsed())) {
             target.mark("acknowledges again");
+        } else {
+            target.problem(format!("nobody took over within {} s", RECOVERY_LIMIT.as_secs()));
         }
     }
     std::thread::sleep(AFTERMATH);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use parovoz_api::{DeletionPolicy, ReignPhase, WaitingReason};
+use parovoz_api::{DeletionPolicy, MemberRole, ReignMember, ReignPhase, WaitingReason};
 
 use super::{Context, Delete, DeleteKind, EventReason, Plan, Step};
 use crate::build::{self, Object};
@@ -54,9 +54,8 @@ pub(super) fn plan(context: &Context<'_>, plan: &mut Plan) {
 /// have to be heard before anybody does.
 fn kept(context: &Context<'_>) -> BTreeSet<u32> {
     let mut kept: BTreeSet<u32> = context.target.iter().copied().collect();
-    let leads = |pod: &PodFacts| {
-        context.observed.answer(pod.ordinal).is_some_and(|report| report.role == parovoz_api::MemberRole::Primary)
-    };
+    let leads =
+        |pod: &PodFacts| context.observed.answer(pod.ordinal).is_some_and(|report| report.role == MemberRole::Primary);
     if !context.observed.pods.iter().any(leads) {
         kept.extend(listed(context.observed).0);
     }
@@ -135,7 +134,21 @@ fn release(context: &Context<'_>, pod: &PodFacts, plan: &mut Plan) {
     if pod.deleting {
         return;
     }
-    if listed(context.observed).1 == Some(pod.ordinal) {
+    let leads = context.observed.answer(pod.ordinal).is_some_and(|report| report.role == MemberRole::Primary);
+    let reign = context.observed.own_reign();
+    let between = reign.is_some_and(|reign| {
+        let current = &reign.spec.current;
+        let listed = |member: &ReignMember| {
+            let report = context.observed.last_word(pod.ordinal);
+            member.name == pod.name && report.is_none_or(|report| report.data_uuid == member.data_uuid)
+        };
+        matches!(current.phase, ReignPhase::Sealing | ReignPhase::Promoting) && current.members.iter().any(listed)
+    });
+    if between && !leads {
+        // Its votes may be needed yet, or it may be about to lead.
+        return;
+    }
+    if leads || listed(context.observed).1 == Some(pod.ordinal) {
         let message = format!(
             "the volume claim of the primary {} is gone or being deleted: the pod still holds the volume and is left alone. Deleting it loses the volume, and with it what no replica has yet",
             pod.name

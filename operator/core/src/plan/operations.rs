@@ -55,7 +55,7 @@ pub(super) fn promotion(context: &Context<'_>, plan: &mut Plan, spec: &StoreReig
         primary: report.data_uuid.clone(),
         operation: operation.uid.clone(),
         accept_loss: operation.spec.accept_loss,
-        attested: operation.spec.attest_primary_gone,
+        attested: operation.spec.attest_primary_gone && attested(spec, operation),
         ..NewReign::like(current, ReignCause::PromotedByPerson, format!("operation {} promotes {name}", operation.name))
     };
     if !new.members.iter().any(|member| member.data_uuid == report.data_uuid) {
@@ -69,6 +69,15 @@ pub(super) fn promotion(context: &Context<'_>, plan: &mut Plan, spec: &StoreReig
         super::procedure::Case { olds: may_have_served(spec, true), proofs: Vec::new(), ballots: Default::default() };
     seal_all(context, plan, &record, &case);
     Some(record)
+}
+
+/// True if what a person attests is about every reign that may have served: none of them began later.
+fn attested(spec: &StoreReignSpec, operation: &OperationFacts) -> bool {
+    let epochs: Vec<u64> = may_have_served(spec, true).iter().map(|past| past.reign.epoch).collect();
+    let listed = |epoch: i64| u64::try_from(epoch).is_ok_and(|epoch| epochs.contains(&epoch));
+    let current = listed(spec.current.epoch).then_some(&spec.current.begun_at);
+    let history = spec.history.iter().filter(|past| listed(past.epoch)).map(|past| &past.begun_at);
+    current.into_iter().chain(history).all(|begun| begun.0 <= operation.created)
 }
 
 fn expired(context: &Context<'_>, operation: &OperationFacts) -> bool {

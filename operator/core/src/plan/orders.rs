@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use parovoz_api::{MemberPhase, ReignRecord, Topology};
+use parovoz_api::{MemberPhase, ReignPhase, ReignRecord, Topology};
 
 use super::Context;
 use super::record::answering;
@@ -110,9 +110,10 @@ pub(crate) fn follow(context: &Context<'_>, record: &ReignRecord, except: &[&str
     let mut sources = Sources::new(context, record, &reign);
     for (data_uuid, (ordinal, follower)) in &answering {
         let member = record.members.iter().any(|member| member.data_uuid == *data_uuid);
-        let unfit = follower.phase == MemberPhase::Parked || !context.target.contains(ordinal);
-        if *data_uuid == record.primary || unfit || except.contains(data_uuid) || !(member || learns(context, *ordinal))
-        {
+        // A member that is to go belongs to the reign until another one begins without it.
+        let belongs = member || (context.target.contains(ordinal) && learns(context, *ordinal));
+        let parked = follower.phase == MemberPhase::Parked;
+        if *data_uuid == record.primary || parked || except.contains(data_uuid) || !belongs {
             continue;
         }
         let upstream = upstream(context, record, primary, *ordinal);
@@ -146,9 +147,10 @@ fn follows(report: &Report, reign: &KnownReign, upstream: &Endpoint) -> bool {
         && report.upstream_address == upstream.replication_address
 }
 
-/// Who a member streams from: the primary, or in a chain the nearest member before it that has a whole copy.
+/// Who a member streams from: the primary, or in a chain the nearest member before it that has a whole copy. While a reign
+/// begins, always the primary: a replica cannot tell a member that has more than itself from one that has too much.
 fn upstream(context: &Context<'_>, record: &ReignRecord, primary: u32, ordinal: u32) -> Endpoint {
-    if context.observed.store.spec.replication.topology == Topology::Chain {
+    if record.phase == ReignPhase::Serving && context.observed.store.spec.replication.topology == Topology::Chain {
         let earlier = (1..ordinal).rev().filter(|other| *other != primary && context.target.contains(other));
         for other in earlier {
             let Some(report) = context.observed.answer(other).filter(|report| report.usable()) else { continue };

@@ -12,7 +12,7 @@ use parovoz_api::{
 use super::operations;
 use super::orders::known;
 use super::procedure::{Case, member_name, promote, pulled, seal_one};
-use super::record::{NewReign, answering, begin, between, last_served, members};
+use super::record::{NewReign, answering, begin, between, last_served, may_try_again, members};
 use super::{Context, EventReason, OrderKind, Plan, Step, WHILE_REIGN_BEGINS, members as wanted};
 use crate::observed::Report;
 use crate::quorum::Vote;
@@ -227,6 +227,7 @@ fn switch(
     let why = match &asked {
         Some(operation) => format!("operation {}", operation.name),
         None if pod.deleting => format!("{} is being deleted", pod.name),
+        None if !keeps_volume(context, ordinal) => format!("the volume claim of {} is being deleted or gone", pod.name),
         None if pod.cordoned => format!("the node of {} takes no new pods", pod.name),
         None if stale && wanted::others_updated(context, ordinal) => format!("{} runs with old settings", pod.name),
         None => return None,
@@ -236,7 +237,8 @@ fn switch(
         let chosen = names.as_ref().is_none_or(|name| *name == member.name);
         let ordinal = context.ordinal(&member.name);
         let pod = ordinal.and_then(|ordinal| context.observed.pod(ordinal));
-        let stays = pod.is_some_and(|pod| !pod.deleting && (!pod.cordoned || names.is_some()));
+        let stays = pod.is_some_and(|pod| !pod.deleting && (!pod.cordoned || names.is_some()))
+            && ordinal.is_some_and(|ordinal| keeps_volume(context, ordinal));
         // An update that moved the primary to a pod with old settings would move it once more.
         let updated = asked.is_some() || pod.is_some_and(|pod| !wanted::stale(context, pod));
         member.data_uuid != current.primary && chosen && stays && (updated || !stale)
@@ -276,6 +278,57 @@ fn switch(
         operation: asked.map(|operation| operation.uid.clone()).unwrap_or_default(),
         note: format!("{} leads after {}: {why}", candidate.name, context.name(ordinal)),
     })
+}
+
+/// The primary leads and waits for replicas of which some will not come back, since their volumes are lost: once those
+/// that take their place have copied enough, the next reign lists them.
+pub(super) fn rejoin(
+    context: &Context<'_>,
+    plan: &mut Plan,
+    spec: &StoreReignSpec,
+    primary: (u32, &Report),
+) -> Option<ReignRecord> {
+    if !may_try_again(context, spec) {
+        return None;
+    }
+    let wanted = change(context, plan, spec, primary.0)?;
+    if wanted.cause != ReignCause::MembersChanged || too_few_level(context, &wanted).is_some() {
+        return None;
+    }
+    start(context, plan, spec, wanted, primary)
+}
+
+/// A listed member lost its volume while the reign begins, and the reign may need just this one: the next reign lists who
+/// streams in its place.
+pub(super) fn replace(
+    context: &Context<'_>,
+    plan: &mut Plan,
+    spec: &StoreReignSpec,
+    (ordinal, report): (u32, &Report),
+) -> Option<ReignRecord> {
+    let current = &spec.current;
+    let ordinals = current.members.iter().filter_map(|member| context.ordinal(&member.name)).collect();
+    let members = settled(context, current, &ordinals);
+    let listed = |member: &ReignMember| current.members.iter().any(|other| other.data_uuid == member.data_uuid);
+    if members.iter().all(listed) || !super::record::may_try_again(context, spec) {
+        return None;
+    }
+    let names: Vec<_> = members.iter().filter(|member| !listed(member)).map(|member| member.name.clone()).collect();
+    let note = format!("{} came back with new volumes while epoch {} began", names.join(", "), current.epoch);
+    plan.event(false, EventReason::MembersChanged, note.clone());
+    let new = NewReign { members, ..NewReign::like(current, ReignCause::MembersChanged, note) };
+    let record = begin(context, plan, NewReign { primary: current.primary.clone(), ..new })?;
+    plan.step = Some(Step::ChangeMembers);
+    plan.within(WHILE_REIGN_BEGINS);
+    let case =
+        Case { olds: super::record::may_have_served(spec, true), proofs: Vec::new(), ballots: Default::default() };
+    seal_one(context, plan, &record, &case, (ordinal, report));
+    Some(record)
+}
+
+/// True if a member's volume claim is there to stay.
+fn keeps_volume(context: &Context<'_>, ordinal: u32) -> bool {
+    context.observed.claim(ordinal).is_some_and(|claim| !claim.deleting)
 }
 
 /// A quorum that is lost is told of; where the store may go on without one, a reign without one is begun.

@@ -420,9 +420,13 @@ fn leads(
     if let Some(record) = receipt::resolve(context, plan, spec) {
         return record;
     }
+    if let Some(record) = planned::replace(context, plan, spec, (ordinal, report)) {
+        return record;
+    }
     let except = receipt::unresolved(context, spec, current);
     plan.orders.extend(follow(context, current, &except.iter().map(String::as_str).collect::<Vec<_>>()));
-    planned::degrade(context, plan, spec, (ordinal, report)).unwrap_or_else(|| {
+    let rejoined = planned::rejoin(context, plan, spec, (ordinal, report));
+    rejoined.or_else(|| planned::degrade(context, plan, spec, (ordinal, report))).unwrap_or_else(|| {
         let served = report.prefixes.iter().filter(|prefix| prefix.served).count();
         let message = format!(
             "{name} leads at epoch {} and serves {served} of {} prefixes: {} replicas must join it first",

@@ -167,12 +167,15 @@ impl NewReign {
         }
     }
 
-    /// With members and settings of another one.
+    /// With members and settings of another one. What a person accepted or attested was about the reigns before that one:
+    /// it goes on only while that one told nobody to lead.
     pub fn like(record: &ReignRecord, cause: ReignCause, summary: String) -> Self {
+        let untold = record.phase == ReignPhase::Sealing;
+        let accept_loss = record.accept_loss && untold;
         Self {
             phase: ReignPhase::Sealing,
             cause,
-            primary: String::new(),
+            primary: if cause.planned() || accept_loss { record.primary.clone() } else { String::new() },
             members: record.members.clone(),
             mode: record.mode,
             min_sync_replicas: record.min_sync_replicas,
@@ -180,8 +183,8 @@ impl NewReign {
             summary,
             suspected_at: record.suspected_at.clone(),
             operation: record.operation.clone(),
-            accept_loss: record.accept_loss,
-            attested: record.attested,
+            accept_loss,
+            attested: record.attested && untold,
         }
     }
 }

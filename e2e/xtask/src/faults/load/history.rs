@@ -145,6 +145,13 @@ impl History {
     }
 }
 
+impl History {
+    /// The last acknowledgement, in any prefix, before the longest time without any: the old primary's last.
+    pub fn last_before_gap(&self, from: u64, until: u64) -> u64 {
+        longest(&self.acknowledgements(None), from, until).begin
+    }
+}
+
 /// A time without acknowledgements, in microseconds since the load began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gap {
