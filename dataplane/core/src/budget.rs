@@ -40,6 +40,16 @@ impl TokenBucket {
         let passed = i128::from(now_ms.saturating_sub(self.at_ms));
         self.at_ms = self.at_ms.max(now_ms);
         self.milli_tokens = (self.milli_tokens + passed * rate).min(rate * 250) - i128::from(bytes) * 1000;
+        self.debt_ms()
+    }
+
+    /// Milliseconds until what was taken is paid for. Who waits long asks again meanwhile: the rate may change.
+    pub fn wait_ms(&mut self, now_ms: u64) -> u64 {
+        self.take(0, now_ms)
+    }
+
+    fn debt_ms(&self) -> u64 {
+        let rate = i128::from(self.per_second);
         if self.milli_tokens >= 0 {
             0
         } else {
@@ -127,6 +137,15 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn a_changed_rate_ends_a_long_wait(bytes in 1u64..1 << 30) {
+            let mut bucket = TokenBucket::new(1, 0);
+            bucket.take(bytes + 1, 0);
+            let before = bucket.wait_ms(10);
+            prop_assert!(before > 0 && bucket.wait_ms(10) == before, "asking takes nothing");
+            bucket.set_rate(0, 10);
+            prop_assert_eq!(bucket.wait_ms(10), 0);
+        }
         #[test]
         fn a_bucket_lets_through_no_more_than_its_rate(takes in proptest::collection::vec(1u64..100_000, 1..100)) {
             let mut bucket = TokenBucket::new(1_000_000, 0);

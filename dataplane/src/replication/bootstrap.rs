@@ -327,6 +327,7 @@ impl Job {
             client: peer.client.clone(),
             snapshot_id: manifest.snapshot_id.clone(),
             silence: ctx.tuning.silence,
+            settings: &ctx.store.settings,
             bucket: Arc::new(Mutex::new(TokenBucket::new(rate, clock::boot_ms()))),
             meter: self.meter.clone(),
             stats: &ctx.stats,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use parovoz_dataplane_core::budget::TokenBucket;
 use parovoz_proto::v1;
@@ -19,9 +20,12 @@ use super::snapshots::crc_of;
 use super::staging::Todo;
 use super::stats::ReplicationStats;
 use crate::clock;
+use crate::config::Settings;
 
 /// Chunks between the network and the disk.
 const CHUNKS_AHEAD: usize = 8;
+/// So soon a changed limit is obeyed by a copy under way.
+const LIMIT_READ_EVERY: Duration = Duration::from_millis(500);
 
 /// What the fetches of one bootstrap share.
 #[derive(Debug, Clone)]
@@ -29,6 +33,7 @@ pub(super) struct Fetcher<'a> {
     pub client: ReplicationClient<Channel>,
     pub snapshot_id: String,
     pub silence: Duration,
+    pub settings: &'a ArcSwap<Settings>,
     pub bucket: Arc<Mutex<TokenBucket>>,
     pub meter: Arc<Meter>,
     pub stats: &'a ReplicationStats,
@@ -91,16 +96,14 @@ impl Fetcher<'_> {
                 tokio::time::timeout(self.silence, chunks.message()).await.map_err(|_| BootstrapError::Silent)?;
             let Some(chunk) = chunk? else { break };
             let len = chunk.data.len() as u64;
-            let pause = self.bucket.lock().take(len, clock::boot_ms());
+            self.bucket.lock().take(len, clock::boot_ms());
             self.meter.add(len);
             self.stats.bootstrap_bytes_received.add(len);
             at += len;
             if at > size || tx.send(chunk).await.is_err() {
                 break;
             }
-            if pause > 0 {
-                tokio::time::sleep(Duration::from_millis(pause)).await;
-            }
+            self.obey_limit().await;
         }
         drop(tx);
         let outcome = writer.await.map_err(|_| BootstrapError::CutOff)?;
@@ -108,6 +111,22 @@ impl Fetcher<'_> {
             self.stats.crc_errors.inc();
         }
         outcome
+    }
+
+    /// Waits until what was received is within the limit, whatever that has become meanwhile.
+    async fn obey_limit(&self) {
+        loop {
+            let (limit, now_ms) = (self.settings.load().bootstrap_max_bytes_per_second, clock::boot_ms());
+            let wait_ms = {
+                let mut bucket = self.bucket.lock();
+                bucket.set_rate(limit, now_ms);
+                bucket.wait_ms(now_ms)
+            };
+            if wait_ms == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(wait_ms).min(LIMIT_READ_EVERY)).await;
+        }
     }
 }
 

@@ -510,7 +510,13 @@ impl Sender {
         }
         let (settings, now_ms) = (self.ctx.store.settings.load(), clock::boot_ms());
         self.rate.set_rate(settings.max_bytes_per_second, now_ms);
-        self.ctx.total_rate.lock().set_rate(settings.max_total_bytes_per_second, now_ms);
+        let total_wait = {
+            let mut total = self.ctx.total_rate.lock();
+            total.set_rate(settings.max_total_bytes_per_second, now_ms);
+            total.wait_ms(now_ms)
+        };
+        // A long pause ends early where the limit was raised.
+        self.rate_until_ms = self.rate_until_ms.min(now_ms + self.rate.wait_ms(now_ms).max(total_wait));
         self.judge_compression();
         self.send_beat(|_| true, 0).await?;
         // A prefix whose signal was lost must not wait for its next write.

@@ -274,16 +274,22 @@ fn hold(ctx: &ReplicationCtx, prefix: &Prefix, reader: DataUuid, after: Position
     if prefix.position_at(after.sequence) != after {
         return Err(refuse(format!("here it is {}", prefix.position_at(after.sequence))));
     }
-    let id = Uuid::new_v4();
-    let owner = Owner::Snapshot(id);
-    let expires_ms = ctx.hold_expiry_ms();
     // First the hold, then the look: what is there now stays.
-    ctx.holds.lock().put(Hold { owner: owner.clone(), prefix: Some(prefix.uuid), after: after.sequence, expires_ms });
+    let open = hold_from(ctx, prefix, reader, &copy, after);
     let checked = copy.db.oldest_in_wal().map_err(OpenError::from).and_then(|oldest| {
         if oldest <= after.sequence.next() { Ok(()) } else { Err(refuse(format!("the oldest kept is {oldest}"))) }
     });
-    checked.inspect_err(|_| ctx.holds.lock().remove(&owner))?;
-    Ok(OpenSnapshot {
+    checked.inspect_err(|_| ctx.holds.lock().remove(&Owner::Snapshot(open.id)))?;
+    Ok(open)
+}
+
+/// Holds the WAL of a prefix after a position; a snapshot without files as yet.
+fn hold_from(ctx: &ReplicationCtx, prefix: &Prefix, reader: DataUuid, copy: &Copy, after: Position) -> OpenSnapshot {
+    let id = Uuid::new_v4();
+    let expires_ms = ctx.hold_expiry_ms();
+    let owner = Owner::Snapshot(id);
+    ctx.holds.lock().put(Hold { owner, prefix: Some(prefix.uuid), after: after.sequence, expires_ms });
+    OpenSnapshot {
         id,
         reader,
         prefix: prefix.uuid,
@@ -293,23 +299,14 @@ fn hold(ctx: &ReplicationCtx, prefix: &Prefix, reader: DataUuid, after: Position
         dir: None,
         files: Vec::new(),
         expires_ms: AtomicU64::new(expires_ms),
-    })
+    }
 }
 
 /// Makes the checkpoint; blocks.
 fn make(ctx: &ReplicationCtx, prefix: &Prefix, reader: DataUuid) -> Result<OpenSnapshot, OpenError> {
     let copy = complete(ctx, prefix)?;
-    let id = Uuid::new_v4();
-    let owner = Owner::Snapshot(id);
-    let held_after = prefix.position_at(prefix.applied());
-    let expires_ms = ctx.hold_expiry_ms();
-    ctx.holds.lock().put(Hold {
-        owner: owner.clone(),
-        prefix: Some(prefix.uuid),
-        after: held_after.sequence,
-        expires_ms,
-    });
-    let dir = ctx.dirs.checkpoint_dir(&id.to_string());
+    let open = hold_from(ctx, prefix, reader, &copy, prefix.position_at(prefix.applied()));
+    let dir = ctx.dirs.checkpoint_dir(&open.id.to_string());
     let made = dir.map_err(OpenError::from).and_then(|dir| match checkpoint(prefix, &copy, &dir) {
         Ok(files) => Ok((dir, files)),
         Err(error) => {
@@ -317,18 +314,8 @@ fn make(ctx: &ReplicationCtx, prefix: &Prefix, reader: DataUuid) -> Result<OpenS
             Err(error)
         }
     });
-    let (dir, files) = made.inspect_err(|_| ctx.holds.lock().remove(&owner))?;
-    Ok(OpenSnapshot {
-        id,
-        reader,
-        prefix: prefix.uuid,
-        prefix_name: prefix.name.to_string(),
-        sequence_offset: copy.sequence_offset,
-        held_after,
-        dir: Some(dir),
-        files,
-        expires_ms: AtomicU64::new(expires_ms),
-    })
+    let (dir, files) = made.inspect_err(|_| ctx.holds.lock().remove(&Owner::Snapshot(open.id)))?;
+    Ok(OpenSnapshot { dir: Some(dir), files, ..open })
 }
 
 fn checkpoint(prefix: &Prefix, copy: &Arc<Copy>, dir: &Path) -> Result<Vec<v1::SnapshotFile>, OpenError> {

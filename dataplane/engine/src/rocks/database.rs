@@ -4,11 +4,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use parovoz_dataplane_core::types::Sequence;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::properties;
-use rocksdb::{ColumnFamily, DB, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{ColumnFamily, DB, FlushOptions, ReadOptions, WriteBatch, WriteOptions};
 
 use super::errors::{other_error, text_error, write_error};
 use super::keeper::Chore;
@@ -19,6 +21,9 @@ use crate::{Database, EngineError, Family, OpenSpec, Result, Snapshot, Updates, 
 
 /// Bytes written between two looks at the memory that all memtables use.
 const LOOK_EVERY: u64 = 1 << 20;
+/// A flush that is waited for is asked for again after this long, then after twice that, and so on.
+const NUDGE: Duration = Duration::from_millis(200);
+const NUDGE_MAX: Duration = Duration::from_secs(5);
 
 /// The open database, which the keeper reaches too.
 pub(super) struct Core {
@@ -45,11 +50,36 @@ impl Core {
     }
 
     pub(super) fn flush_data(&self) -> Result<()> {
-        self.db.flush_cf(self.family(Family::Data)?).map_err(|error| write_error("flush data", error))
+        let family = self.family(Family::Data)?;
+        self.nudged(|| self.db.flush_cf(family)).map_err(|error| write_error("flush data", error))
     }
 
     pub(super) fn flush_meta(&self) -> Result<()> {
         self.db.flush_cf(self.family(Family::Meta)?).map_err(|error| write_error("flush meta", error))
+    }
+
+    /// Does what waits for a flush of the data family, and repeats the request until the work is done. A flush was seen to wait
+    /// for ever with all of RocksDB's threads idle: where memtables are merged before they are flushed, beginning a flush that
+    /// was queued before, for older memtables only, clears the mark of the later request too, and the younger ones stay.
+    pub(super) fn nudged<T>(&self, work: impl FnOnce() -> T) -> T {
+        let (done, waiting) = channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut options = FlushOptions::default();
+                options.set_wait(false);
+                let mut pause = NUDGE;
+                while waiting.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                    pause = NUDGE_MAX.min(pause * 2);
+                    let again = self.family(Family::Data).and_then(|family| {
+                        self.db.flush_cf_opt(family, &options).map_err(|error| write_error("flush data again", error))
+                    });
+                    self.report("repeat the request for a flush", again);
+                }
+            });
+            let result = work();
+            drop(done);
+            result
+        })
     }
 
     pub(super) fn mark_busy(&self) -> Result<()> {
@@ -234,8 +264,10 @@ impl Database for RocksDatabase {
 
     fn checkpoint(&self, dir: &Path) -> Result<()> {
         let action = || format!("checkpoint into {}", dir.display());
-        Checkpoint::new(&self.core.db)
-            .and_then(|checkpoint| checkpoint.create_checkpoint_with_log_size(dir, CHECKPOINT_FLUSH_FROM))
+        let create =
+            |checkpoint: Checkpoint<'_>| checkpoint.create_checkpoint_with_log_size(dir, CHECKPOINT_FLUSH_FROM);
+        self.core
+            .nudged(|| Checkpoint::new(&self.core.db).and_then(create))
             .map_err(|error| other_error(&action(), error))
     }
 
@@ -246,7 +278,9 @@ impl Database for RocksDatabase {
 
     fn compact(&self) -> Result<()> {
         for family in [Family::Data, Family::Meta] {
-            self.core.db.compact_range_cf(self.core.family(family)?, None::<&[u8]>, None::<&[u8]>);
+            let family = self.core.family(family)?;
+            // It flushes first.
+            self.core.nudged(|| self.core.db.compact_range_cf(family, None::<&[u8]>, None::<&[u8]>));
         }
         Ok(())
     }

@@ -31,7 +31,8 @@ use crate::scratch::Scratch;
 use crate::store::RoleView;
 use crate::store::prefix::Copy;
 
-const WAIT: Duration = Duration::from_secs(30);
+/// Long, so that a busy machine fails nothing: only a test that fails waits for it.
+const WAIT: Duration = Duration::from_secs(90);
 
 /// Waits until `ready`, with a deadline.
 async fn eventually(what: &str, mut ready: impl FnMut() -> bool) {

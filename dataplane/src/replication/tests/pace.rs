@@ -41,7 +41,7 @@ async fn a_catch_up_over_a_slow_link_is_compressed_and_arrives_as_it_was() {
     b.stop_following().await;
     write_compressible(&a.prefix("data"), 4_000);
     a.prefix("data").ring().trim(u64::MAX);
-    proxy.slow_down(3 << 20);
+    proxy.slow_down(1 << 20);
     b.follow(&reign(1), proxy.endpoint(&a), &a.endpoint());
     b.equals(&a, "data").await;
     let (raw, wire) = (a.ctx.stats.bytes_sent.get(), a.ctx.stats.wire_bytes_sent.get());

@@ -1,5 +1,6 @@
 //! Copies that come from another member than the upstream.
 
+use super::proxy::Proxy;
 use super::*;
 use crate::store::prefix::PrefixPhase;
 
@@ -97,22 +98,36 @@ async fn a_source_whose_position_the_upstream_can_no_longer_stream_from_is_not_u
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_dies_during_the_copy_is_replaced_by_the_upstream() {
-    let (a, b, _) = three().await;
-    let settings = Settings { bootstrap_max_bytes_per_second: 512 << 10, ..Settings::default() };
-    let mut c = Node::with(3, store_uid(), settings, Tuning::default()).await;
-    c.store.set_bootstrap_source(Some(b.endpoint()));
+    let (a, b, mut c) = three().await;
+    // So slow that the source dies long before the copy is whole, however busy the machine is.
+    let link = Proxy::new(&b).await;
+    link.slow_down(64 << 10);
+    c.store.set_bootstrap_source(Some(link.endpoint(&b)));
     c.follow(&reign(1), a.endpoint(), &a.endpoint());
-    eventually("it copies from the source", || sent(&b) > 0).await;
-    eventually("the upstream holds its WAL for it", || {
-        a.ctx.holds.lock().live(0).any(|h| matches!(h.owner, Owner::Snapshot(_)))
-    })
-    .await;
+    eventually("it copies from the source", || link.passed() > 128 << 10).await;
+    assert!(a.ctx.holds.lock().live(0).any(|h| matches!(h.owner, Owner::Snapshot(_))), "the upstream holds its WAL");
     assert_eq!(c.prefix("data").phase(), PrefixPhase::Bootstrapping);
+    drop(link);
     b.shut().await;
-    c.store.settings.store(Arc::new(Settings::default()));
     c.equals(&a, "data").await;
     assert!(sent(&a) > 0);
     for node in [c, a] {
+        node.shut().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_raised_limit_is_obeyed_by_a_copy_under_way() {
+    let (a, b, _) = three().await;
+    // One chunk of this copy alone pauses it for longer than the test waits.
+    let settings = Settings { bootstrap_max_bytes_per_second: 1 << 10, ..Settings::default() };
+    let mut c = Node::with(3, store_uid(), settings, Tuning::default()).await;
+    c.follow(&reign(1), a.endpoint(), &a.endpoint());
+    eventually("it copies", || c.ctx.stats.bootstrap_bytes_received.get() > 0).await;
+    c.store.settings.store(Arc::new(Settings::default()));
+    c.equals(&a, "data").await;
+    assert_eq!(c.ctx.stats.bootstrap_failures.get(), 0, "the same attempt goes on");
+    for node in [c, b, a] {
         node.shut().await;
     }
 }

@@ -31,7 +31,7 @@ use crate::store::prefix::Copy;
 use crate::store::{CreateError, CreateReply, Creator, Endpoint, RoleView};
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(clap::Parser)]
 struct Cli {

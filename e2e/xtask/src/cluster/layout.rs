@@ -48,7 +48,7 @@ impl Node {
 
     /// The file that names its network namespace.
     pub fn namespace_file(self) -> PathBuf {
-        Path::new("/run/netns").join(self.name())
+        Path::new(NAMESPACES).join(self.name())
     }
 }
 
@@ -132,6 +132,9 @@ impl Layout {
     }
 }
 
+/// Where network namespaces have their names.
+pub const NAMESPACES: &str = "/run/netns";
+
 /// What must be known to repair or remove the cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct State {
@@ -141,6 +144,14 @@ pub struct State {
     pub boot: String,
     /// Kernel settings that were changed, with their former values.
     pub settings: Vec<(String, String)>,
+    /// Whether the directory of network namespaces was a mount already; `ip netns add` makes it one.
+    #[serde(default = "yes")]
+    pub namespaces_mounted: bool,
+}
+
+/// What is assumed of a cluster that was made before this was recorded: the mount is somebody else's.
+fn yes() -> bool {
+    true
 }
 
 /// The identity of the machine's present boot.

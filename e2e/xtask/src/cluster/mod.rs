@@ -72,7 +72,8 @@ fn prepare_state(ui: &Ui, layout: &Layout, count: u8) -> Result<()> {
     match present {
         None => {
             net::refuse_foreign()?;
-            layout.save_state(&State { nodes: count, boot, settings: net::settings_to_change()? })
+            let settings = net::settings_to_change()?;
+            layout.save_state(&State { nodes: count, boot, settings, namespaces_mounted: net::namespaces_mounted()? })
         }
         Some(state) if count < state.nodes => {
             let text = format!("make the cluster smaller: it has {} nodes; take it down first", state.nodes);

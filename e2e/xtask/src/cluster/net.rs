@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::layout::{BRIDGE, BRIDGE_ADDRESS, Node, POD_RANGE, SERVICE_RANGE, State, nodes};
+use super::layout::{BRIDGE, BRIDGE_ADDRESS, NAMESPACES, Node, POD_RANGE, SERVICE_RANGE, State, nodes};
 use crate::error::{Error, Result, read, write};
 use crate::exec::{Run, run};
 
@@ -81,6 +81,21 @@ pub fn settings_to_change() -> Result<Vec<(String, String)>> {
     Ok(changed)
 }
 
+/// Whether the directory of network namespaces is a mount of its own.
+pub fn namespaces_mounted() -> Result<bool> {
+    let mounts = read(Path::new("/proc/self/mounts"))?;
+    Ok(mounts.lines().any(|line| line.split(' ').nth(1) == Some(NAMESPACES)))
+}
+
+/// Undoes the mount that the first namespace brought with it, unless somebody else's namespaces are there by now.
+fn unmount_namespaces() -> Result<()> {
+    let empty = std::fs::read_dir(NAMESPACES).map_or(true, |mut entries| entries.next().is_none());
+    while empty && namespaces_mounted()? {
+        run("umount").arg(NAMESPACES).done()?;
+    }
+    Ok(())
+}
+
 fn raise_settings() -> Result<()> {
     for (name, _) in settings_to_change()? {
         let least = SETTINGS.iter().find(|(n, _)| *n == name).map_or(0, |(_, least)| *least);
@@ -146,6 +161,11 @@ pub fn remove(state: &State) -> Vec<String> {
         let (name, link) = (node.name(), node.link());
         attempt(link_exists(&link), ip(&format!("link delete {link}")));
         attempt(node.namespace_file().exists(), ip(&format!("netns delete {name}")));
+    }
+    if !state.namespaces_mounted
+        && let Err(e) = unmount_namespaces()
+    {
+        failed.push(e.to_string());
     }
     while guard("-C").succeeds() {
         if guard("-D").done().is_err() {
