@@ -86,6 +86,7 @@ pub const WANTED: &[&str] = &[
     "bootstrap done",
     "bootstrap failed",
     "bootstrap: diverged",
+    "bootstrap: from another member",
     "bootstrap: gap",
     "bootstrap: missing",
     "crash between effects",

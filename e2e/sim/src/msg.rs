@@ -39,8 +39,8 @@ pub enum Msg {
     ToReplica(Conn, ToReplica),
     /// Whoever gets this has a stream that the other side knows nothing of (any more).
     Closed(Conn),
-    /// A copy is asked for.
-    OpenSnapshot { call: u64, hello: Hello, prefix: PrefixUuid },
+    /// A copy is asked for, or what one from elsewhere needs.
+    OpenSnapshot { call: u64, hello: Hello, prefix: PrefixUuid, wanted: Wanted },
     /// The answer: the snapshot, or why not.
     Snapshot { call: u64, answer: Result<Snapshot, String> },
     /// Whether the snapshot is still held; answered by the same call.
@@ -106,12 +106,26 @@ pub enum ToReplica {
     Beat { reign: ReignRef, sent_at_ms: u64, serving: bool },
 }
 
-/// A snapshot that can be fetched.
+/// What is asked of a member for a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Files, and a hold on what follows them.
+    Files,
+    /// A hold alone: the files come from another member.
+    Hold { after: Position },
+    /// Where it is.
+    Position,
+}
+
+/// A snapshot that can be fetched, or what else was [`Wanted`].
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     pub id: u64,
-    pub dir: Rc<std::path::Path>,
+    /// None of a hold alone.
+    pub dir: Option<Rc<std::path::Path>>,
     pub held_after: Position,
+    /// Where the prefix is at the member that answers.
+    pub latest: Position,
     pub bytes: u64,
     pub hello: Hello,
 }
@@ -131,7 +145,7 @@ pub struct Order {
 pub enum OrderKind {
     Seal { reign: ReignRef, about: Option<ReignRef>, evidence: SealEvidence },
     Promote { reign: Reign, positions: Votes, first: bool },
-    Follow { reign: Reign, upstream: Endpoint, primary: Endpoint },
+    Follow { reign: Reign, upstream: Endpoint, primary: Endpoint, source: Option<Box<Endpoint>> },
     Pull { reign: ReignRef, source: Endpoint, upto: BTreeMap<PrefixUuid, Position> },
     Freeze { reign: ReignRef, for_ms: u64 },
 }

@@ -39,9 +39,12 @@ pub fn convert(store: &str, order: &plan::Order) -> Option<Order> {
             first: *first,
             reign,
         },
-        plan::OrderKind::Follow { upstream, primary } => {
-            OrderKind::Follow { upstream: endpoint(upstream)?, primary: endpoint(primary)?, reign }
-        }
+        plan::OrderKind::Follow { upstream, primary, bootstrap_source } => OrderKind::Follow {
+            upstream: endpoint(upstream)?,
+            primary: endpoint(primary)?,
+            source: bootstrap_source.as_deref().and_then(endpoint).map(Box::new),
+            reign,
+        },
     };
     Some(Order {
         store: store.to_owned(),

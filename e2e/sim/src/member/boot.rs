@@ -1,19 +1,23 @@
-//! New copies from an upstream's snapshot, one prefix at a time: what the data plane's `replication/{bootstrap,snapshots}` do.
+//! New copies from snapshots of the upstream or of another member, one prefix at a time: what the data plane's
+//! `replication/{bootstrap,snapshots}` do.
 
 use std::rc::Rc;
 
 use parovoz_dataplane_core::follower::{BootstrapCause, check_follower, check_upstream};
 use parovoz_dataplane_core::history::EpochHistory;
+use parovoz_dataplane_core::member::Endpoint;
 use parovoz_dataplane_core::mutant;
 use parovoz_dataplane_core::types::{Position, PrefixUuid};
 use parovoz_engine::{Engine, OpenSpec};
 
 use super::prefix::{Copy, Phase, read_history};
 use super::{Cx, Out, Process, Timer};
-use crate::msg::{Hello, Msg, Node, Snapshot};
+use crate::msg::{Hello, Msg, Node, Snapshot, Wanted};
 
 /// How long a snapshot is held without a sign of its reader.
 const HOLD_MS: u64 = 8_000;
+/// Failures of one bootstrap after which only the upstream is asked.
+const TRUST: u32 = 3;
 /// How long an answer is waited for.
 const PATIENCE_MS: u64 = 3_000;
 
@@ -49,9 +53,27 @@ pub(super) struct Boot {
 #[derive(Debug)]
 enum State {
     Waiting { until_ms: u64 },
-    Asked { call: u64, until_ms: u64 },
-    Fetching { snapshot: Snapshot },
+    Asked { call: u64, until_ms: u64, whom: Endpoint, what: Asked },
+    Fetching { snapshot: Snapshot, hold: Hold },
     Confirming { call: u64, until_ms: u64, copy: Copy, history: EpochHistory },
+}
+
+/// What is asked before a byte is copied.
+#[derive(Debug)]
+enum Asked {
+    /// The files.
+    Files,
+    /// The upstream, to hold what follows the files of another member.
+    Hold(Snapshot),
+    /// The primary, where it is: the copy counts from there on.
+    Primary(Snapshot, Hold),
+}
+
+/// What keeps what follows the copy: at the member that is streamed from.
+#[derive(Debug, Clone, Copy)]
+struct Hold {
+    node: Node,
+    id: u64,
 }
 
 impl Boot {
@@ -105,30 +127,53 @@ impl Process {
             return;
         }
         let Some(follow) = self.follow.as_ref().filter(|f| f.is_connected()) else { return };
-        let Some(node) = Self::node_of(&follow.upstream) else { return };
-        let expected = follow.upstream.data_uuid;
         let catalogue = self.catalogue();
         let pulled = |uuid: &PrefixUuid| follow.pull.as_ref().is_none_or(|upto| upto.contains_key(uuid));
         let due = self.boots.iter().filter(|(uuid, b)| {
             pulled(uuid) && matches!(b.state, State::Waiting { until_ms } if until_ms <= cx.now_ms)
         });
         let Some(uuid) = due.map(|(uuid, _)| *uuid).min_by_key(|uuid| *uuid != catalogue) else { return };
+        let Some(whom) = self.copies_from(uuid) else { return };
         let Some(prefix) = self.prefixes.get_mut(&uuid) else {
             self.boots.remove(&uuid);
             return;
         };
         prefix.phase = Phase::Bootstrapping;
-        let floor = prefix.at().max(prefix.upstream_latest);
+        self.raise_floor(cx, uuid, Position::ZERO);
+        self.ask(cx, uuid, whom, Asked::Files);
+        self.report_due = true;
+    }
+
+    /// Whom a copy is taken from first. Under a pull the named member alone is sure to have exactly what is missing.
+    fn copies_from(&self, uuid: PrefixUuid) -> Option<Endpoint> {
+        let follow = self.follow.as_ref()?;
+        let trusted = follow.pull.is_none() && self.boots.get(&uuid).is_some_and(|b| b.failures < TRUST);
+        let source = self.source.as_ref().filter(|s| trusted && s.data_uuid != Some(self.me));
+        Some(source.unwrap_or(&follow.upstream).clone())
+    }
+
+    /// The new copy counts only from the higher of this and of this member's own position on.
+    fn raise_floor(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid, at_least: Position) {
+        let Some(prefix) = self.prefixes.get(&uuid) else { return };
+        let floor = prefix.at().max(prefix.upstream_latest).max(at_least);
         if floor > Position::ZERO && !mutant::on("floor-not-stored") {
             self.store_floor(cx, uuid, Some(floor));
         }
+    }
+
+    fn ask(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid, whom: Endpoint, what: Asked) {
+        let Some(node) = Self::node_of(&whom) else { return self.boot_failed(cx, uuid) };
         let call = self.fresh_id();
+        let hello = self.hello(whom.data_uuid, false);
+        let wanted = match &what {
+            Asked::Files => Wanted::Files,
+            Asked::Hold(snapshot) => Wanted::Hold { after: snapshot.held_after },
+            Asked::Primary(..) => Wanted::Position,
+        };
         if let Some(boot) = self.boots.get_mut(&uuid) {
-            boot.state = State::Asked { call, until_ms: cx.now_ms + PATIENCE_MS };
+            boot.state = State::Asked { call, until_ms: cx.now_ms + PATIENCE_MS, whom, what };
         }
-        let hello = self.hello(expected, false);
-        cx.send(node, Msg::OpenSnapshot { call, hello, prefix: uuid });
-        self.report_due = true;
+        cx.send(node, Msg::OpenSnapshot { call, hello, prefix: uuid, wanted });
     }
 
     fn boot_failed(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid) {
@@ -160,12 +205,13 @@ impl Process {
 
     // ---- The source. ----
 
-    pub(super) fn open_snapshot(&mut self, cx: &mut Cx<'_>, from: Node, call: u64, hello: &Hello, uuid: PrefixUuid) {
-        let answer = self.make_snapshot(cx, hello, uuid);
-        cx.send(from, Msg::Snapshot { call, answer });
-    }
-
-    fn make_snapshot(&mut self, cx: &mut Cx<'_>, hello: &Hello, uuid: PrefixUuid) -> Result<Snapshot, String> {
+    pub(super) fn open_snapshot(
+        &mut self,
+        cx: &mut Cx<'_>,
+        hello: &Hello,
+        uuid: PrefixUuid,
+        wanted: Wanted,
+    ) -> Result<Snapshot, String> {
         let own = self.own(None);
         check_follower(&own, &hello.peer).map_err(|e| e.to_string())?;
         let id = self.fresh_id();
@@ -175,40 +221,93 @@ impl Process {
         if !whole || (self.below_floor(prefix) && !mutant::on("source-below-floor")) {
             return Err("it is not complete here".to_owned());
         }
-        copy.db.flush().map_err(|e| e.to_string())?;
-        let held_after = prefix.at();
-        let dir = cx.volume.dir.join(format!("snapshot-{id}"));
-        copy.db.checkpoint(&dir).map_err(|e| e.to_string())?;
-        self.snapshots.insert(id, Held { until_ms: cx.now_ms + HOLD_MS });
+        let latest = prefix.at();
         let hello = self.hello(Some(hello.peer.data_uuid), true);
-        Ok(Snapshot { id, dir: Rc::from(dir.as_path()), held_after, bytes: copy.db.disk_bytes(), hello })
+        let mut snapshot = Snapshot { id, dir: None, held_after: latest, latest, bytes: copy.db.disk_bytes(), hello };
+        match wanted {
+            Wanted::Position => return Ok(snapshot),
+            Wanted::Hold { after } => {
+                let oldest = copy.db.oldest_in_wal().map_err(|e| e.to_string())?;
+                let streams = after.sequence <= latest.sequence && oldest <= after.sequence.next();
+                if !streams || prefix.position_at(after.sequence) != after {
+                    cx.cov.hit("hold refused");
+                    return Err("what follows that can't be streamed from here".to_owned());
+                }
+                snapshot.held_after = after;
+            }
+            Wanted::Files => {
+                copy.db.flush().map_err(|e| e.to_string())?;
+                let dir = cx.volume.dir.join(format!("snapshot-{id}"));
+                copy.db.checkpoint(&dir).map_err(|e| e.to_string())?;
+                snapshot.dir = Some(Rc::from(dir.as_path()));
+            }
+        }
+        self.snapshots.insert(id, Held { until_ms: cx.now_ms + HOLD_MS });
+        Ok(snapshot)
     }
 
     // ---- The reader. ----
 
     pub(super) fn snapshot_answer(&mut self, cx: &mut Cx<'_>, call: u64, answer: Result<Snapshot, String>) {
-        let asked = |b: &Boot| matches!(b.state, State::Asked { call: c, .. } if c == call);
-        let Some(uuid) = self.boots.iter().find(|(_, b)| asked(b)).map(|(uuid, _)| *uuid) else { return };
-        let wanted = self.follow.as_ref().and_then(|f| f.upstream.data_uuid);
-        let snapshot = answer.ok().filter(|s| check_upstream(&self.own(wanted), &s.hello.peer).is_ok());
-        let Some(snapshot) = snapshot else { return self.boot_failed(cx, uuid) };
+        let asked = |b: &&mut Boot| matches!(b.state, State::Asked { call: c, .. } if c == call);
+        let Some((uuid, boot)) = self.boots.iter_mut().map(|(u, b)| (*u, b)).find(|(_, b)| asked(b)) else { return };
+        let state = std::mem::replace(&mut boot.state, State::Waiting { until_ms: cx.now_ms });
+        let State::Asked { whom, what, .. } = state else { return };
+        let Some(upstream) = self.follow.as_ref().map(|f| f.upstream.clone()) else { return };
+        let answer = answer.ok().filter(|s| check_upstream(&self.own(whom.data_uuid), &s.hello.peer).is_ok());
+        let Some(answer) = answer else {
+            if whom == upstream || matches!(what, Asked::Primary(..)) {
+                return self.boot_failed(cx, uuid);
+            }
+            cx.cov.hit("bootstrap: the source is of no use");
+            return self.ask(cx, uuid, upstream, Asked::Files);
+        };
+        match what {
+            Asked::Files if whom != upstream => self.ask(cx, uuid, upstream, Asked::Hold(answer)),
+            Asked::Files => self.ask_primary(cx, uuid, &upstream, answer.latest, answer.id, answer),
+            Asked::Hold(snapshot) => self.ask_primary(cx, uuid, &upstream, answer.latest, answer.id, snapshot),
+            Asked::Primary(snapshot, hold) => self.fetch(cx, uuid, answer.latest, snapshot, hold),
+        }
+    }
+
+    /// Asks where the primary is; if the upstream is the primary, that is known. Under a seal nobody leads.
+    fn ask_primary(
+        &mut self,
+        cx: &mut Cx<'_>,
+        uuid: PrefixUuid,
+        upstream: &Endpoint,
+        latest: Position,
+        hold: u64,
+        snapshot: Snapshot,
+    ) {
+        let Some(node) = Self::node_of(upstream) else { return self.boot_failed(cx, uuid) };
+        let hold = Hold { node, id: hold };
+        let pulls = self.follow.as_ref().is_some_and(|f| f.pull.is_some());
+        let primary = self.view.primary.clone().filter(|p| !pulls && p.data_uuid != upstream.data_uuid);
+        match primary {
+            Some(primary) => self.ask(cx, uuid, primary, Asked::Primary(snapshot, hold)),
+            None => self.fetch(cx, uuid, latest, snapshot, hold),
+        }
+    }
+
+    fn fetch(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid, primary_at: Position, snapshot: Snapshot, hold: Hold) {
+        self.raise_floor(cx, uuid, primary_at);
         let takes = 2_000 + snapshot.bytes * 20 + cx.rng.below(300_000);
         if let Some(boot) = self.boots.get_mut(&uuid) {
             boot.attempt += 1;
             let attempt = boot.attempt;
-            boot.state = State::Fetching { snapshot };
+            boot.state = State::Fetching { snapshot, hold };
             cx.out.push(Out::After(takes, Timer::Fetched { prefix: uuid, attempt }));
         }
     }
 
     pub(super) fn fetched(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid, attempt: u64) {
         let Some(boot) = self.boots.get_mut(&uuid).filter(|b| b.attempt == attempt) else { return };
-        let State::Fetching { snapshot } = &boot.state else { return };
-        let snapshot = snapshot.clone();
-        let node = self.follow.as_ref().and_then(|f| Self::node_of(&f.upstream));
+        let State::Fetching { snapshot, hold } = &boot.state else { return };
+        let (snapshot, hold) = (snapshot.clone(), *hold);
         let (generation, dir) = cx.volume.next_dir();
         // Another reader may have the files: the source makes them for each.
-        let here = cx.engine.rename(&snapshot.dir, &dir).is_ok() && !cx.volume.full;
+        let here = snapshot.dir.as_ref().is_some_and(|from| cx.engine.rename(from, &dir).is_ok()) && !cx.volume.full;
         let opened = if here { cx.engine.open(&dir, &OpenSpec::default()).ok() } else { None };
         let verified = opened.and_then(|db| {
             let history = read_history(&*db)?;
@@ -216,7 +315,7 @@ impl Process {
             let good = db.latest() >= held.sequence && history.epoch_at(held.sequence) == held.epoch;
             good.then_some((Copy { generation, dir: dir.clone(), db }, history))
         });
-        let (Some((copy, history)), Some(node)) = (verified, node) else {
+        let Some((copy, history)) = verified else {
             let _ = cx.engine.destroy(&dir);
             return self.boot_failed(cx, uuid);
         };
@@ -224,7 +323,10 @@ impl Process {
         if let Some(boot) = self.boots.get_mut(&uuid) {
             boot.state = State::Confirming { call, until_ms: cx.now_ms + PATIENCE_MS, copy, history };
         }
-        cx.send(node, Msg::KeepSnapshot { call, snapshot: snapshot.id });
+        if snapshot.id != hold.id {
+            cx.cov.hit("bootstrap: from another member");
+        }
+        cx.send(hold.node, Msg::KeepSnapshot { call, snapshot: hold.id });
     }
 
     /// The hold outlived the copy, or not.

@@ -16,8 +16,8 @@ use super::prefix::{Entry, Phase};
 use super::{Cx, Out, Process, SILENCE_MS, Timer};
 use crate::msg::{Conn, Hello, Msg, Node, ToFollower, ToUpstream};
 
-/// Bytes that may be under way.
-const WINDOW: u64 = 256 << 10;
+/// Bytes that may be under way: from, to.
+const WINDOW: (u64, u64) = (64 << 10, 256 << 10);
 const LARGEST_BATCH: u64 = 64 << 10;
 
 /// Whom this member follows, and how far that is.
@@ -242,7 +242,7 @@ impl Process {
             node,
             reign: *reign,
             path: peer.peer.path.clone(),
-            core: Session::new(*reign, WINDOW, LARGEST_BATCH),
+            core: Session::new(*reign, WINDOW.0, WINDOW.1, LARGEST_BATCH),
             heard_ms: cx.now_ms,
         };
         follow.link = Link::Live(Box::new(live));
@@ -369,7 +369,7 @@ impl Process {
                 {
                     prefix.upstream_latest = upto;
                 }
-                self.session(cx, Event::Applied { prefix: uuid, cost, queued_ms: 0, ran_dry: true });
+                self.session(cx, Event::Applied { prefix: uuid, cost, busy_us: 1, pass_us: 1 });
                 self.touch(cx, uuid);
             }
             Err(()) => {

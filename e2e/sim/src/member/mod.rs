@@ -140,6 +140,8 @@ pub struct Process {
     /// Whom to answer once all effects are done.
     answer: Option<(Node, u64)>,
     follow: Option<follow::Follow>,
+    /// Whom missing copies are taken from, if not from the upstream.
+    source: Option<Endpoint>,
     boots: BTreeMap<PrefixUuid, boot::Boot>,
     streams: BTreeMap<Conn, upstream::StreamOut>,
     snapshots: BTreeMap<u64, boot::Held>,
@@ -212,6 +214,7 @@ impl Process {
             orders: VecDeque::new(),
             answer: None,
             follow: None,
+            source: None,
             boots: BTreeMap::new(),
             streams: BTreeMap::new(),
             snapshots: BTreeMap::new(),
@@ -265,7 +268,10 @@ impl Process {
             Msg::ToPrimary(conn, m) => self.on_to_primary(cx, from, conn, m),
             Msg::ToReplica(conn, m) => self.on_to_replica(cx, from, conn, m),
             Msg::Closed(conn) => self.closed(cx, conn),
-            Msg::OpenSnapshot { call, hello, prefix } => self.open_snapshot(cx, from, call, &hello, prefix),
+            Msg::OpenSnapshot { call, hello, prefix, wanted } => {
+                let answer = self.open_snapshot(cx, &hello, prefix, wanted);
+                cx.send(from, Msg::Snapshot { call, answer });
+            }
             Msg::Snapshot { call, answer } => self.snapshot_answer(cx, call, answer),
             Msg::KeepSnapshot { call, snapshot } => {
                 let held = self.snapshots.get_mut(&snapshot).is_some_and(|s| s.renew(cx.now_ms));
@@ -426,6 +432,8 @@ impl Process {
     fn order(&mut self, cx: &mut Cx<'_>, order: Order) -> Result<(), String> {
         use parovoz_dataplane_core::member::{PromoteOrder, SealOrder};
         let (store, member) = (StoreUid(order.store), order.member);
+        let mut source = None;
+        let leads_or_follows = matches!(order.kind, OrderKind::Promote { .. } | OrderKind::Follow { .. });
         let event = match order.kind {
             OrderKind::Seal { reign, about, evidence } => {
                 Event::Seal(SealOrder { store, member, reign, about, evidence })
@@ -434,11 +442,18 @@ impl Process {
                 let here = self.votes();
                 Event::Promote { order: PromoteOrder { store, member, reign, positions, first }, here }
             }
-            OrderKind::Follow { reign, upstream, primary } => Event::Follow { store, member, reign, upstream, primary },
+            OrderKind::Follow { reign, upstream, primary, source: from } => {
+                source = from.map(|source| *source);
+                Event::Follow { store, member, reign, upstream, primary }
+            }
             OrderKind::Pull { reign, source, upto } => Event::Pull { store, member, reign, source, upto },
             OrderKind::Freeze { reign, for_ms } => Event::Freeze { store, member, reign, for_ms },
         };
-        self.step(cx, event)
+        self.step(cx, event)?;
+        if leads_or_follows {
+            self.source = source;
+        }
+        Ok(())
     }
 
     // ---- Votes. ----

@@ -89,6 +89,7 @@ impl Process {
             followers: if self.view.is_primary { self.followers(now) } else { Vec::new() },
             upstream_data_uuid: upstream.and_then(|u| u.data_uuid).map(|u| u.to_string()).unwrap_or_default(),
             upstream_address: upstream.map(|u| u.replication.clone()).unwrap_or_default(),
+            bootstrap_source: self.source.as_ref().and_then(|s| s.data_uuid).map(|s| s.to_string()).unwrap_or_default(),
             upstream_connected: connected,
             disk_free_bytes: if cx.volume.full { 0 } else { 1 << 30 },
             disk_total_bytes: 2 << 30,
