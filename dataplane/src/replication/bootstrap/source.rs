@@ -76,7 +76,8 @@ impl Job {
     fn candidates<'a>(&self, before: Option<&'a Manifest>) -> Vec<(Endpoint, Option<&'a str>)> {
         let own = self.ctx().store.data_uuid;
         let ordered = self.ctx().store.bootstrap_source().map(|source| Endpoint::clone(&source));
-        let ordered = ordered.filter(|s| s.data_uuid != Some(own) && !s.replication.is_empty());
+        let pulls = self.pulls();
+        let ordered = ordered.filter(|s| !pulls && s.data_uuid != Some(own) && !s.replication.is_empty());
         let mut all: Vec<(Endpoint, Option<&str>)> = Vec::new();
         if let Some(before) = before {
             let known = [Some(&self.upstream), ordered.as_ref()].into_iter().flatten();
@@ -92,10 +93,16 @@ impl Job {
             all.extend(earlier.map(|endpoint| (endpoint, Some(before.snapshot_id.as_str()))));
         }
         all.extend(ordered.map(|endpoint| (endpoint, None)));
-        all.retain(|(endpoint, _)| self.failures < TRUST || self.is_upstream(endpoint));
+        all.retain(|(endpoint, _)| (self.failures < TRUST && !pulls) || self.is_upstream(endpoint));
         all.retain(|(endpoint, earlier)| earlier.is_some() || !self.is_upstream(endpoint));
         all.push((self.upstream.clone(), None));
         all
+    }
+
+    /// Whether what is missing is pulled under a seal: then the named member alone is sure to have exactly what was decided, and
+    /// nobody leads.
+    fn pulls(&self) -> bool {
+        self.ctx().store.role().pull.is_some()
     }
 
     fn is_upstream(&self, endpoint: &Endpoint) -> bool {
@@ -157,7 +164,7 @@ impl Job {
 
     /// Where the primary is now. `upstream_latest` is where the upstream is, which may be the primary.
     async fn primary_position(&self, upstream_latest: Position) -> Result<Position, BootstrapError> {
-        let primary = self.ctx().store.role().primary.clone().filter(|p| !p.replication.is_empty());
+        let primary = self.ctx().store.role().primary.clone().filter(|p| !self.pulls() && !p.replication.is_empty());
         let Some(primary) = primary.filter(|p| !self.is_upstream(p) && p.data_uuid != self.upstream.data_uuid) else {
             return Ok(upstream_latest);
         };

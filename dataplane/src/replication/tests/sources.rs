@@ -117,6 +117,29 @@ async fn a_source_that_dies_during_the_copy_is_replaced_by_the_upstream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_pulled_under_a_seal_comes_from_the_named_member_alone_and_waits_for_no_primary() {
+    let (a, b, mut c) = three().await;
+    // What the orders named before: a source, and a primary that answers no more.
+    let gone = Endpoint { data_uuid: Some(member(9)), replication: "127.0.0.1:1".to_owned(), ..Endpoint::default() };
+    let upto = [(uuid_of("data"), a.prefix("data").position_at(a.prefix("data").applied()))];
+    c.catalogue.create("data");
+    c.store.set_role(RoleView {
+        reign: Some(reign(1)),
+        primary: Some(gone),
+        upstream: Some(a.endpoint()),
+        pull: Some(Arc::new(upto.into())),
+        ..RoleView::default()
+    });
+    c.follower = Some(Follower::start(c.ctx.clone(), &tokio::runtime::Handle::current()).unwrap());
+    c.equals(&a, "data").await;
+    assert_eq!(sent(&b), 0);
+    assert_eq!(c.ctx.stats.bootstrap_failures.get(), 0, "nobody was asked in vain");
+    for node in [c, b, a] {
+        node.shut().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_raised_limit_is_obeyed_by_a_copy_under_way() {
     let (a, b, _) = three().await;
     // One chunk of this copy alone pauses it for longer than the test waits.
