@@ -2,7 +2,7 @@
 use super::*;
 use crate::acks::AckPositions;
 use crate::member::{HEARD_MS, SealEvidence};
-use crate::types::{Epoch, Mode, ReignId};
+use crate::types::{Epoch, Mode, Position, ReignId};
 use crate::vote::Vote;
 use proptest::prelude::*;
 use uuid::Uuid;
