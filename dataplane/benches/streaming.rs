@@ -25,7 +25,8 @@ use parovoz_dataplane_core::batch::BatchBuilder;
 use parovoz_dataplane_core::history::EpochHistory;
 use parovoz_dataplane_core::role::BeatOut;
 use parovoz_dataplane_core::types::{
-    DataUuid, Epoch, Limits, Mode, Position, PrefixName, PrefixUuid, Reign, ReignId, ReignRef, Sequence, StoreUid, catalogue_uuid,
+    DataUuid, Epoch, Limits, Mode, Position, PrefixName, PrefixUuid, Reign, ReignId, ReignRef, Sequence, StoreUid,
+    catalogue_uuid,
 };
 use parovoz_engine::rocks::{RocksEngine, RocksSettings};
 use parovoz_engine::{Engine, OpenSpec};

@@ -119,16 +119,7 @@ impl Parts {
         let record = volume.record;
         let store = Arc::new(Store::new(record.store.clone(), record.data_uuid, limits(), settings, args.ring_bytes));
         let loops = event_loops(args);
-        let catalogue = Catalogue::start(store.clone(), engine.clone(), volume.layout.clone(), loops, fatal.clone())
-            .map_err(|cause| RunError::Thread { name: "catalogue", cause })?;
-        let begin = Instant::now();
-        let known = catalogue.open_all()?;
-        if known {
-            volume.layout.forget_stagings(|prefix| store.prefix_by_uuid(prefix).is_some())?;
-        }
-        let prefixes = store.prefixes().by_uuid.len();
-        tracing::info!(prefixes, ms = begin.elapsed().as_millis(), data_uuid = %record.data_uuid, "volume opened");
-        store.set_creator(catalogue.clone());
+        let catalogue = open_prefixes(&store, &engine, &volume.layout, loops, &fatal)?;
 
         let state = Arc::new(MemberState::new(volume.slots, record, store.clone(), args.lease_keeper()));
         let watermarks = raise_floors(&store, &state, Watermarks::open(&args.data_dir))?;
@@ -265,6 +256,27 @@ fn keep_lease(args: &RunArgs, on: &Runtime, state: Arc<MemberState>) -> mpsc::Se
     let (renewals, due) = mpsc::channel(1);
     on.spawn(lease::keep(args.lease.clone(), state, due));
     renewals
+}
+
+/// Starts the thread of the catalogue and opens every prefix that is on the volume.
+fn open_prefixes(
+    store: &Arc<Store>,
+    engine: &Arc<dyn parovoz_engine::Engine>,
+    layout: &crate::disk::layout::Layout,
+    loops: usize,
+    fatal: &FatalSwitch,
+) -> Result<Arc<Catalogue>, RunError> {
+    let catalogue = Catalogue::start(store.clone(), engine.clone(), layout.clone(), loops, fatal.clone())
+        .map_err(|cause| RunError::Thread { name: "catalogue", cause })?;
+    let begin = Instant::now();
+    let known = catalogue.open_all()?;
+    if known {
+        layout.forget_stagings(|prefix| store.prefix_by_uuid(prefix).is_some())?;
+    }
+    let prefixes = store.prefixes().by_uuid.len();
+    tracing::info!(prefixes, ms = begin.elapsed().as_millis(), data_uuid = %store.data_uuid, "volume opened");
+    store.set_creator(catalogue.clone());
+    Ok(catalogue)
 }
 
 /// A database that came back below its watermark lost records that it had acknowledged: it must reach them again before it

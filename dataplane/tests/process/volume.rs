@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io::Write;
 
-use crate::node::{Node, caught_up, contents, fill, follow, follow_from, positions, promote, reign, store_of, within};
+use crate::node::{
+    Node, caught_up, contents, fill, follow, follow_from, positions, promote, reign, seal, store_of, within,
+};
 use crate::replication::find;
 use parovoz_proto::v1;
 
