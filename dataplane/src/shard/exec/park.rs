@@ -107,7 +107,6 @@ impl Executor {
             return self.depends.first().map_or(Settled::Goes, |index| Settled::Waits(*index));
         }
         self.show(at, from, to);
-        self.show(at, from, to);
         for index in self.depends.drain(..) {
             let batch = self.states[index].batch;
             match self.marks.last_mut() {
