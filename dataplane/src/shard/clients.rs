@@ -1,6 +1,6 @@
 //! Who is connected, over all loops: for `CLIENT LIST` and the limit of connections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -96,9 +96,10 @@ impl Clients {
         self.open.lock().len()
     }
 
-    /// All of them, a line each.
-    pub(super) fn list(&self) -> String {
-        let open: Vec<_> = self.open.lock().values().take(LISTED_MAX).cloned().collect();
+    /// All of them, or those with these numbers, a line each.
+    pub(super) fn list(&self, ids: Option<&BTreeSet<u64>>) -> String {
+        let listed = |client: &&Arc<ClientEntry>| ids.is_none_or(|ids| ids.contains(&client.id));
+        let open: Vec<_> = self.open.lock().values().filter(listed).take(LISTED_MAX).cloned().collect();
         open.iter().map(|c| c.line() + "\n").collect()
     }
 }

@@ -12,6 +12,8 @@ use super::message::ConnId;
 
 /// Bytes that wait for the client to read, from which on nothing more of it is executed.
 pub(super) const OUTPUT_PAUSE: usize = 1 << 20;
+/// Sent bytes from which on their place is given back before all are sent.
+const COMPACT_FROM: usize = 64 << 10;
 /// Replies that wait for other loops or for replicas, from which on nothing more of it is executed.
 pub(super) const HOLES_MAX: usize = 4 << 10;
 /// Replies that a new connection may have open at other loops.
@@ -210,9 +212,9 @@ impl Output {
         self.last_reply.max(self.reply_size) > LARGE
     }
 
-    /// What it counts from now on over all connections, and what it counted before.
+    /// What it counts from now on over all connections, and what it counted before. What went out and is still here counts.
     pub(super) fn recount(&mut self) -> (usize, usize) {
-        let now = self.waiting();
+        let now = self.waiting() + self.sent;
         (now, std::mem::replace(&mut self.counted, now))
     }
 
@@ -224,11 +226,17 @@ impl Output {
     /// So many of them went out.
     pub(super) fn advance(&mut self, sent: usize) {
         self.sent += sent;
-        if self.sent == self.ready.len() {
-            self.ready.clear();
+        // A client that is always a little behind keeps no more than as much again as it has not taken. Moving at most as many
+        // bytes as were sent makes each of them move once.
+        let mostly_sent = self.sent >= COMPACT_FROM && self.sent >= self.ready.len() - self.sent;
+        if self.sent == self.ready.len() || mostly_sent {
+            self.ready.drain(..self.sent);
+            for (_, from) in &mut self.held {
+                *from = from.saturating_sub(self.sent);
+            }
             self.sent = 0;
-            if self.ready.capacity() > OUTPUT_PAUSE {
-                self.ready = Vec::new();
+            if self.ready.capacity() > OUTPUT_PAUSE.max(self.ready.len() * 4) {
+                self.ready.shrink_to(self.ready.len());
             }
         }
     }
@@ -342,6 +350,8 @@ pub(super) struct Conn {
     pub(super) ending: bool,
     /// `input` may hold whole requests, whose execution was stopped.
     pub(super) stalled: bool,
+    /// When bytes of the unfinished request in `input` came last (`boot_ms`).
+    pub(super) input_since: u64,
     /// Since when the client has taken nothing of what waits for it (`boot_ms`); 0 = nothing waits.
     pub(super) stuck_since: u64,
 }
@@ -367,6 +377,7 @@ impl Conn {
             readable: true,
             ending: false,
             stalled: false,
+            input_since: 0,
             stuck_since: 0,
         }
     }
@@ -411,6 +422,31 @@ mod tests {
         o.fill(sum, 0, b":2\r\n");
         o.fill(sum, 1, b":3\r\n");
         assert_eq!(sent(&mut o), ":5\r\n*3\r\n$1\r\na\r\n$1\r\nb\r\n$-1\r\n-READONLY x\r\n");
+    }
+
+    #[test]
+    fn a_client_that_is_always_a_little_behind_does_not_keep_what_it_took() {
+        let mut o = Output::default();
+        let mut expected = 0u64;
+        for n in 0..4_000u64 {
+            let from = o.tail().0.len();
+            o.tail().0.extend(std::iter::repeat_with(|| n.to_le_bytes()).take(1_000).flatten());
+            // Every reply waits for its group for a moment.
+            o.hold(n, from);
+            if n > 0 {
+                o.let_go(n - 1);
+                let taken = o.unsent().len() / 8 * 8;
+                for word in o.unsent()[..taken].chunks(8) {
+                    assert_eq!(word, (expected / 1_000).to_le_bytes());
+                    expected += 1;
+                }
+                o.advance(taken);
+            }
+            let (counted, _) = o.recount();
+            assert!(o.ready.capacity() <= 4 << 20 && counted <= 1 << 20, "{counted} of {}", o.ready.capacity());
+        }
+        o.let_go(u64::MAX);
+        assert_eq!(o.unsent(), 3_999u64.to_le_bytes().repeat(1_000));
     }
 
     #[test]

@@ -390,7 +390,9 @@ impl Dispatcher {
                 Wanted::Flush(uuid) => self.flush_prefix(uuid, &mut out),
                 Wanted::Command { from, to } => self.parse_and_execute(&requests.bytes[from..to], item.proto, &mut out),
             }
-            if out.len() - from > LARGE && self.is_full() && matches!(item.wanted, Wanted::Command { .. }) {
+            // What was written stays written, so it is answered, however large the answer.
+            let repeatable = matches!(item.wanted, Wanted::Command { .. }) && !self.exec.has_written();
+            if out.len() - from > LARGE && repeatable && self.is_full() {
                 out.truncate(from);
                 Reply::new(&mut out, item.proto).error("TRYAGAIN the member holds too many bytes of replies");
             }

@@ -45,6 +45,10 @@ const INPUT_BYTES_MAX: usize = 1 << 30;
 const TICK_MS: u64 = 1000;
 /// Between two looks at what nobody wakes the loop for.
 const POLL_MS: u64 = 1;
+/// Positions that replicas may have, looked at for `WAIT` in a millisecond of a second at most.
+const WAITS_PER_MS: u64 = 2_000;
+/// Room for the first bytes of an unfinished request.
+const INPUT_FIRST: usize = 64 << 10;
 /// How long a stopping loop waits for replies that others owe and for clients to take theirs.
 const DRAIN_MS: u64 = 2000;
 
@@ -100,6 +104,8 @@ pub(super) struct EventLoop {
     parked: usize,
     buffer: Box<[u8]>,
     last_tick: u64,
+    /// When to look at `WAIT`s again.
+    next_waits: u64,
     draining_since: Option<u64>,
 }
 
@@ -137,6 +143,7 @@ impl EventLoop {
             parked: 0,
             buffer: vec![0; READ_BYTES].into(),
             last_tick: 0,
+            next_waits: 0,
             draining_since: None,
         })
     }
@@ -444,12 +451,15 @@ impl EventLoop {
 
     /// Makes room for more input; false = all connections together hold too much.
     fn reserve_input(&self, conn: &mut Conn, len: usize) -> bool {
-        let wanted = conn.parser.wanted().saturating_sub(conn.input.len()).max(len);
+        conn.input_since = clock::boot_ms();
+        // What a request announces counts only as far as it has come: room grows with what is there.
+        let announced = conn.parser.wanted().saturating_sub(conn.input.len());
+        let wanted = announced.min(conn.input.len().max(INPUT_FIRST)).max(len);
         if conn.input.capacity() - conn.input.len() >= wanted {
             return true;
         }
         let before = conn.input.capacity();
-        conn.input.reserve(wanted);
+        conn.input.reserve_exact(wanted);
         let grown = conn.input.capacity() - before;
         let held = self.shared.input_bytes.fetch_add(grown, Ordering::Relaxed) + grown;
         if held > INPUT_BYTES_MAX {

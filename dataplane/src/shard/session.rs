@@ -1,5 +1,6 @@
 //! Commands that concern the connection, the server or the whole store.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use parovoz_dataplane_core::command::table::{COMMANDS, COUNT};
@@ -175,9 +176,17 @@ impl Dispatcher {
                 reply(session).ok();
             }
             Client::Info => reply(session).text(&(entry.line() + "\n")),
-            Client::List => {
-                let list = self.exec.shared.clients.list();
-                reply(session).text(&list);
+            Client::List(ids) => {
+                let number =
+                    |id| parovoz_dataplane_core::resp::parser::integer(id).and_then(|id| u64::try_from(id).ok());
+                let ids: Option<Option<BTreeSet<u64>>> = ids.map(|ids| ids.iter().map(number).collect());
+                match ids {
+                    Some(None) => self.error(session, "ERR Invalid client ID"),
+                    ids => {
+                        let list = self.exec.shared.clients.list(ids.flatten().as_ref());
+                        reply(session).text(&list);
+                    }
+                }
             }
             Client::NoEffect => reply(session).ok(),
         }

@@ -215,8 +215,8 @@ pub enum Client<'a> {
     SetInfo(&'a [u8], &'a [u8]),
     /// `CLIENT INFO`.
     Info,
-    /// `CLIENT LIST`.
-    List,
+    /// `CLIENT LIST`: all, or those with these numbers.
+    List(Option<Args<'a>>),
     /// `CLIENT NO-EVICT`, `CLIENT NO-TOUCH`: accepted, without effect.
     NoEffect,
 }

@@ -341,7 +341,12 @@ fn client<'a>(args: &Args<'a>) -> Parsed<'a> {
         Client::Info
     } else if is(word, "LIST") {
         part("list", 2..=usize::MAX)?;
-        Client::List
+        match args.len() {
+            2 => Client::List(None),
+            4 if is(args.at(2), "TYPE") && is(args.at(3), "NORMAL") => Client::List(None),
+            4.. if is(args.at(2), "ID") => Client::List(Some(args.skip(3))),
+            _ => return Err(CommandError::Syntax),
+        }
     } else if is(word, "NO-EVICT") || is(word, "NO-TOUCH") {
         part("no-evict", 3..=3)?;
         if !is(args.at(2), "ON") && !is(args.at(2), "OFF") {

@@ -58,7 +58,7 @@ const HEADER_MAX: usize = 64;
 const KEPT_RANGES: usize = 1024;
 
 /// The arguments of one request. Index 0 is the command's name.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Args<'a> {
     buf: &'a [u8],
     ranges: &'a [(u32, u32)],

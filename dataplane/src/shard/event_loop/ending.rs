@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use parovoz_dataplane_core::resp::Reply;
 
-use super::{DRAIN_MS, EventLoop, STUCK_MS, WRITE_BYTES};
+use super::{DRAIN_MS, EventLoop, INPUT_BYTES_MAX, STUCK_MS, WAITS_PER_MS, WRITE_BYTES};
 use crate::clock;
 use crate::shard::Shared;
 use crate::shard::conn::{Conn, Pause};
@@ -130,28 +130,37 @@ impl EventLoop {
         }
     }
 
-    /// Answers each `WAIT` that has enough replicas or whose time is over.
+    /// Answers each `WAIT` that has enough replicas, whose time is over or whose client has closed its side: that may wait
+    /// for ever, and nobody would learn of it if it went away. The more there is to look at, the longer the pause after it.
     pub(super) fn look_at_waits(&mut self) {
         let shared = self.shared.clone();
         let now = clock::boot_ms();
+        if now < self.next_waits && self.dispatch.waits.iter().all(|wait| !wait.positions.is_empty()) {
+            return;
+        }
+        let mut looked_at = 0;
         for mut wait in std::mem::take(&mut self.dispatch.waits) {
             if wait.positions.is_empty() {
                 let map = shared.store.prefixes();
                 wait.positions = map.by_name.values().map(|p| (p.uuid, p.applied())).collect();
             }
+            looked_at += wait.positions.len() as u64;
+            let Some(conn) = self.conn(wait.to.conn) else { continue };
+            let leaves = conn.session.pause == Pause::Closing || conn.ending;
             let followers = shared.followers.get();
             let acked = followers.map_or(0, |f| {
                 let least = wait.positions.iter().map(|(uuid, sequence)| f.acked(*uuid, *sequence)).min();
                 least.unwrap_or_else(|| f.connected())
             });
-            if acked as u64 >= wait.replicas || wait.deadline.is_some_and(|d| now >= d) {
+            if acked as u64 >= wait.replicas || leaves || wait.deadline.is_some_and(|d| now >= d) {
                 let mut bytes = Vec::new();
                 Reply::new(&mut bytes, Default::default()).count(acked as u64);
                 self.fill(wait.to, &bytes);
-            } else if self.conn(wait.to.conn).is_some() {
+            } else {
                 self.dispatch.waits.push(wait);
             }
         }
+        self.next_waits = now + looked_at / WAITS_PER_MS;
     }
 
     /// Writes what waits, closes and moves what is ready for it, resumes what may go on.
@@ -223,11 +232,16 @@ impl EventLoop {
         if let Some(l) = &mut self.listening {
             l.ready = true;
         }
+        let long_ago = |since: u64| since > 0 && now.saturating_sub(since) > STUCK_MS;
+        // Unfinished requests are in nobody's way until they take room that others need.
+        let crowded = self.shared.input_bytes.load(Ordering::Relaxed) > INPUT_BYTES_MAX / 2;
         let stuck: Vec<usize> = self
             .conns
             .iter()
             .filter(|(_, c)| {
-                c.as_ref().is_some_and(|c| c.stuck_since > 0 && now.saturating_sub(c.stuck_since) > STUCK_MS)
+                c.as_ref().is_some_and(|c| {
+                    long_ago(c.stuck_since) || (crowded && !c.input.is_empty() && long_ago(c.input_since))
+                })
             })
             .map(|(index, _)| index)
             .collect();

@@ -420,6 +420,11 @@ impl Executor {
         self.primary && (self.required > 0 || self.sync)
     }
 
+    /// Whether the command that was just executed changed anything.
+    pub(super) fn has_written(&self) -> bool {
+        self.wrote
+    }
+
     /// Forgets what the last command's reply depended on.
     fn begin_command(&mut self) {
         self.depends.clear();

@@ -237,3 +237,65 @@ fn replies_of_all_connections_together_are_bounded() {
     assert!(got >= 24, "{got}");
     wait_until("nothing is held any more", || held() == 0);
 }
+
+#[test]
+fn what_another_loop_wrote_is_answered_also_when_replies_have_no_room() {
+    let rig = Rig::new().prefixes(&["a", "b"]);
+    let mut raw = rig.raw();
+    let big = "x".repeat(100_000);
+    for key in ["a:k", "b:k"] {
+        raw.send(&format!("*3\r\n$3\r\nSET\r\n$3\r\n{key}\r\n$100000\r\n{big}\r\n"));
+        raw.expect("+OK\r\n");
+    }
+    let full = super::dispatch::OUTPUT_BYTES_MAX * 2;
+    rig.shards.shared.output_bytes.fetch_add(full, Ordering::Relaxed);
+    // One of the two belongs to the other loop.
+    for key in ["a:k", "b:k"] {
+        raw.send(&format!("GETDEL {key}\r\n"));
+        raw.expect(&format!("$100000\r\n{big}\r\n"));
+        raw.send(&format!("EXISTS {key}\r\n"));
+        raw.expect(":0\r\n");
+    }
+    rig.shards.shared.output_bytes.fetch_sub(full, Ordering::Relaxed);
+}
+
+#[test]
+fn a_wait_without_a_limit_ends_with_its_client() {
+    let rig = Rig::new().prefixes(&["a"]);
+    let mut raw = rig.raw();
+    raw.send("SET a:k 1\r\nWAIT 1 0\r\n");
+    raw.expect("+OK\r\n");
+    raw.0.shutdown(std::net::Shutdown::Write).unwrap();
+    raw.expect(":0\r\n");
+    let gone = rig.raw();
+    drop(raw);
+    wait_until("only the other connection is left", || rig.shards.shared.clients.len() == 1);
+    drop(gone);
+}
+
+#[test]
+fn announced_bytes_take_no_room_before_they_come() {
+    let rig = Rig::new().prefixes(&["a"]);
+    let mut idle: Vec<Raw> = (0..40).map(|_| rig.raw()).collect();
+    idle.iter_mut().for_each(|raw| raw.send("*3\r\n$3\r\nSET\r\n$3\r\na:k\r\n$60000000\r\nx"));
+    let mut raw = rig.raw();
+    let big = "x".repeat(1_000_000);
+    raw.send(&format!("*3\r\n$3\r\nSET\r\n$3\r\na:b\r\n$1000000\r\n{big}\r\n"));
+    raw.expect("+OK\r\n");
+    let held = rig.shards.shared.input_bytes.load(Ordering::Relaxed);
+    assert!(held < 8 << 20, "{held}");
+}
+
+#[test]
+fn clients_are_listed_by_number() {
+    let rig = Rig::new();
+    let (mut a, mut b) = (rig.redis(), rig.redis());
+    let id = |c: &mut redis::Connection| redis::cmd("CLIENT").arg("ID").query::<u64>(c).unwrap();
+    let (first, second) = (id(&mut a), id(&mut b));
+    let mut list = |words: &[&str]| redis::cmd("CLIENT").arg("LIST").arg(words).query::<String>(&mut a);
+    assert_eq!(list(&[]).unwrap().lines().count(), 2);
+    let one = list(&["ID", &second.to_string()]).unwrap();
+    assert!(one.starts_with(&format!("id={second} ")) && one.lines().count() == 1, "{one}");
+    assert_eq!(list(&["ID", &first.to_string(), &second.to_string(), "77"]).unwrap().lines().count(), 2);
+    assert!(list(&["ID", "x"]).is_err() && list(&["KIND", "x"]).is_err());
+}
