@@ -384,6 +384,7 @@ impl Dispatcher {
             let home = item.to.shard;
             let mut out = std::mem::take(&mut self.replies[home].bytes);
             let from = out.len();
+            self.exec.begin_command();
             match item.wanted {
                 // The role changed on the way.
                 _ if item.led && !self.exec.primary => self.exec.refuse_to(&Refusal::Fenced, &mut out),

@@ -75,7 +75,7 @@ impl Executor {
         if !self.primary {
             return;
         }
-        let changed = self.changed;
+        let changed = self.wrote;
         match self.shown.last_mut() {
             // One note for all replies of a connection in a row.
             Some(last) if last.at == at && last.to == from && last.changed == changed => last.to = to,

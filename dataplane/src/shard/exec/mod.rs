@@ -139,8 +139,6 @@ pub(super) struct Executor {
     fenced: bool,
     /// What the gate says at the beginning of this pass.
     at_begin: gate::AtBegin,
-    /// The present command has put something into a batch.
-    changed: bool,
     /// Replies of this pass that may go out only if the gate is still open at its end.
     shown: Vec<gate::Shown>,
     /// W.
@@ -193,7 +191,6 @@ impl Executor {
             primary: role.is_primary,
             fenced: role.fenced,
             at_begin: gate::AtBegin::default(),
-            changed: false,
             shown: Vec::new(),
             required: role.required_acks(),
             role,
@@ -426,7 +423,7 @@ impl Executor {
     }
 
     /// Forgets what the last command's reply depended on.
-    fn begin_command(&mut self) {
+    pub(super) fn begin_command(&mut self) {
         self.depends.clear();
         self.in_batch = false;
         self.wrote = false;

@@ -162,7 +162,7 @@ impl Executor {
         if self.fenced {
             return;
         }
-        let gated = self.primary && self.is_gated();
+        let gated = self.is_gated();
         // Under W = 0 they waited for the disk, and the Lease may have run out meanwhile.
         let refusals = if self.required == 0 && self.primary {
             [false, true].map(|wrote| self.gate_refusal(wrote))

@@ -31,7 +31,6 @@ impl Executor {
 
     /// Sets a key; `expires_at_ms` 0 = never.
     pub(super) fn put(&mut self, index: usize, hash: u64, key: &[u8], value: &[u8], expires_at_ms: u64) {
-        self.changed = true;
         let state = &mut self.states[index];
         state.builder.put_value(key, value, (expires_at_ms > 0).then_some(expires_at_ms));
         let object = Cached { value: Some(value), expires_at_ms };
@@ -56,7 +55,6 @@ impl Executor {
 
     /// Deletes a key.
     pub(super) fn delete(&mut self, index: usize, hash: u64, key: &[u8]) {
-        self.changed = true;
         let state = &mut self.states[index];
         state.builder.delete(key);
         self.cache.insert(hash, state.cache_owner, key, Cached { value: None, expires_at_ms: 0 });
@@ -66,7 +64,6 @@ impl Executor {
     /// Deletes everything in a prefix.
     pub(in crate::shard) fn flush(&mut self, index: usize) -> Result<(), Refusal> {
         self.prepare(index, 0)?;
-        self.changed = true;
         // Above every key that the limit allows.
         let end = vec![0xFF; self.limits.key.max(8 << 10) + 1];
         let state = &mut self.states[index];
