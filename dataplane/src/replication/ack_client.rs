@@ -66,10 +66,7 @@ fn target(shared: &Shared) -> Option<Target> {
     let role = shared.ctx.store.role();
     // A sealed member owes nothing to the primary of a lower epoch, and promises it nothing.
     let reign = role.reign.as_ref().filter(|_| !role.is_primary && role.sealed.is_none())?;
-    // A newer reign that was met at the upstream may have another primary than the last order named.
-    let ordered = role.primary.as_ref().filter(|p| p.data_uuid.is_none_or(|who| who == reign.primary));
-    let ordered = ordered.map(|p| p.replication.clone()).filter(|a| !a.is_empty());
-    let address = ordered.or_else(|| shared.primary_hint(reign.to_ref()))?;
+    let address = shared.primary_address(&role)?;
     Some(Target { address, primary: reign.primary, reign: reign.to_ref() })
 }
 

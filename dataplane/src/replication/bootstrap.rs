@@ -50,6 +50,8 @@ use queue::Due;
 pub(super) enum BootstrapError {
     #[error("bootstrap prefix: there is no upstream, or the orders changed")]
     NoUpstream,
+    #[error("bootstrap prefix: who leads is known, but not where, and the copy counts from the primary's position on")]
+    NoPrimary,
     #[error("bootstrap prefix: it was dropped")]
     Dropped,
     #[error("bootstrap prefix: the follower stops")]
@@ -87,6 +89,7 @@ impl BootstrapError {
             Self::Budget { wait_ms } => *wait_ms,
             Self::NoSpace { .. } => 30_000,
             Self::NoUpstream
+            | Self::NoPrimary
             | Self::Dropped
             | Self::Stopping
             | Self::Link(_)
@@ -106,6 +109,7 @@ impl BootstrapError {
     fn is_ours(&self) -> bool {
         match self {
             Self::NoUpstream
+            | Self::NoPrimary
             | Self::Dropped
             | Self::Stopping
             | Self::NoSpace { .. }

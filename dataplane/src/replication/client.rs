@@ -19,7 +19,7 @@ use super::progress::{Board, FollowerStatus, SessionPhase};
 use super::wire::WireError;
 use super::{ReplicationCtx, session};
 use crate::clock;
-use crate::store::Endpoint;
+use crate::store::{Endpoint, RoleView};
 
 /// Bytes that may be under way on a connection, and on one stream of it.
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -123,6 +123,15 @@ impl Shared {
     /// The primary's replication address, as the upstream told it under this reign.
     pub fn primary_hint(&self, reign: ReignRef) -> Option<String> {
         self.hint.lock().as_ref().filter(|(of, _)| *of == reign).map(|(_, address)| address.clone())
+    }
+
+    /// Where the primary of the promised reign is reached. A newer reign that was met at the upstream may have another primary
+    /// than the last order named.
+    pub fn primary_address(&self, role: &RoleView) -> Option<String> {
+        let reign = role.reign.as_ref()?;
+        let ordered = role.primary.as_ref().filter(|p| p.data_uuid.is_none_or(|who| who == reign.primary));
+        let ordered = ordered.map(|p| p.replication.clone()).filter(|a| !a.is_empty());
+        ordered.or_else(|| self.primary_hint(reign.to_ref()))
     }
 
     pub fn set_primary_hint(&self, reign: ReignRef, address: &str) {

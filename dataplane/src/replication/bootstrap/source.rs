@@ -164,10 +164,16 @@ impl Job {
 
     /// Where the primary is now. `upstream_latest` is where the upstream is, which may be the primary.
     async fn primary_position(&self, upstream_latest: Position) -> Result<Position, BootstrapError> {
-        let primary = self.ctx().store.role().primary.clone().filter(|p| !self.pulls() && !p.replication.is_empty());
-        let Some(primary) = primary.filter(|p| !self.is_upstream(p) && p.data_uuid != self.upstream.data_uuid) else {
+        let role = self.ctx().store.role();
+        let leader = role.reign.as_ref().map(|reign| reign.primary);
+        if self.pulls() || leader == self.upstream.data_uuid {
             return Ok(upstream_latest);
-        };
+        }
+        let address = self.shared.primary_address(&role).ok_or(BootstrapError::NoPrimary)?;
+        let primary = Endpoint { data_uuid: leader, replication: address, ..Endpoint::default() };
+        if self.is_upstream(&primary) {
+            return Ok(upstream_latest);
+        }
         let peer = self.reach(&primary).await?;
         let kind = v1::SnapshotKind::Position.into();
         let answer = self.ask(&peer, v1::OpenSnapshotRequest { kind, ..v1::OpenSnapshotRequest::default() }).await?;

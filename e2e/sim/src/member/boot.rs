@@ -283,10 +283,13 @@ impl Process {
         let Some(node) = Self::node_of(upstream) else { return self.boot_failed(cx, uuid) };
         let hold = Hold { node, id: hold };
         let pulls = self.follow.as_ref().is_some_and(|f| f.pull.is_some());
-        let primary = self.view.primary.clone().filter(|p| !pulls && p.data_uuid != upstream.data_uuid);
-        match primary {
+        let leader = self.promised().map(|reign| reign.primary);
+        if pulls || leader == upstream.data_uuid {
+            return self.fetch(cx, uuid, latest, snapshot, hold);
+        }
+        match self.view.primary.clone().filter(|p| p.data_uuid == leader) {
             Some(primary) => self.ask(cx, uuid, primary, Asked::Primary(snapshot, hold)),
-            None => self.fetch(cx, uuid, latest, snapshot, hold),
+            None => self.boot_failed(cx, uuid),
         }
     }
 
