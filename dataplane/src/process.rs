@@ -339,6 +339,7 @@ fn advertise(args: &RunArgs, store: &Store) -> Endpoint {
         replication: at(args.replication_port),
         client: at(args.client_port),
         resp: at(args.resp_port),
+        ip: String::new(),
     }
 }
 

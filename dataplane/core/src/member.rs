@@ -39,6 +39,9 @@ pub struct Endpoint {
     pub client: String,
     /// RESP port.
     pub resp: String,
+    /// The IP address that the names had when the order was given; empty if unknown.
+    #[serde(default)]
+    pub ip: String,
 }
 
 /// What a member was last told to do.

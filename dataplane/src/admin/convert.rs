@@ -119,6 +119,7 @@ pub fn endpoint(endpoint: Option<&v1::Endpoint>) -> Result<Endpoint, ConvertErro
         replication: endpoint.replication_address.clone(),
         client: endpoint.client_address.clone(),
         resp: endpoint.resp_address.clone(),
+        ip: endpoint.ip.clone(),
     })
 }
 

@@ -21,6 +21,7 @@ use super::ReplicationCtx;
 use super::client::{LinkError, Shared, connect, jitter};
 use super::wire::{ack_to, hello_from, hello_to, reign_ref_from, reign_ref_to};
 use crate::clock;
+use crate::store::Endpoint;
 use crate::store::prefix::{Prefix, PrefixPhase};
 
 /// Messages that may wait; when they do, what moved is gathered meanwhile.
@@ -57,7 +58,7 @@ impl AckBoard {
 /// Whom to acknowledge to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Target {
-    address: String,
+    at: Endpoint,
     primary: DataUuid,
     reign: ReignRef,
 }
@@ -66,8 +67,8 @@ fn target(shared: &Shared) -> Option<Target> {
     let role = shared.ctx.store.role();
     // A sealed member owes nothing to the primary of a lower epoch, and promises it nothing.
     let reign = role.reign.as_ref().filter(|_| !role.is_primary && role.sealed.is_none())?;
-    let address = shared.primary_address(&role)?;
-    Some(Target { address, primary: reign.primary, reign: reign.to_ref() })
+    let at = shared.primary_endpoint(&role)?;
+    Some(Target { at, primary: reign.primary, reign: reign.to_ref() })
 }
 
 /// Acknowledges until the follower stops.
@@ -97,7 +98,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 if clock::boot_ms() - started > 10_000 {
                     backoff.reset();
                 }
-                tracing::info!(primary = %target.primary, address = %target.address, %error, "acknowledge to primary");
+                tracing::info!(primary = %target.primary, address = %target.at.replication, %error, "acknowledge to primary");
                 let pause = std::time::Duration::from_millis(backoff.next_ms(jitter()));
                 tokio::select! {
                     () = shared.stop.cancelled() => return,
@@ -123,7 +124,7 @@ async fn replaced(shared: &Shared, to: &Target) {
 async fn session(shared: &Shared, to: &Target) -> Result<(), LinkError> {
     let ctx = &shared.ctx;
     let restarts = shared.acks.restarts.load(Ordering::Acquire);
-    let channel = connect(ctx, &to.address).await?;
+    let channel = connect(ctx, &to.at).await?;
     let (tx, rx) = mpsc::channel(QUEUE);
     // What moved until now is in the full set.
     drop(shared.acks.take());

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use parking_lot::Mutex;
 use parovoz_dataplane_core::budget::Backoff;
 use parovoz_dataplane_core::follower::{BootstrapCause, HelloError, SessionError};
@@ -24,6 +25,8 @@ use crate::store::{Endpoint, RoleView};
 /// Bytes that may be under way on a connection, and on one stream of it.
 const CONNECTION_WINDOW: u32 = 16 << 20;
 const STREAM_WINDOW: u32 = 8 << 20;
+/// How long a name is tried before the address is tried beside it.
+const NAME_ALONE: Duration = Duration::from_millis(150);
 /// A session that lasted so long was a success: the next pause is short again.
 const GOOD_SESSION_MS: u64 = 10_000;
 
@@ -73,8 +76,21 @@ impl LinkError {
     }
 }
 
-/// Connects to a replication port.
-pub(super) async fn connect(ctx: &ReplicationCtx, address: &str) -> Result<Channel, LinkError> {
+/// Connects to a member's replication port by its name; where that takes long, by its IP address too, if one is known, and
+/// whichever answers first will do. The name server may be on the very node that failed, and the address may be outdated.
+pub(super) async fn connect(ctx: &ReplicationCtx, to: &Endpoint) -> Result<Channel, LinkError> {
+    let by_name = dial(ctx, &to.replication);
+    let port = to.replication.rsplit_once(':').map_or("", |(_, port)| port);
+    let Some(ip) = to.ip.parse::<std::net::IpAddr>().ok().filter(|_| !port.is_empty()) else { return by_name.await };
+    let address = if ip.is_ipv6() { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
+    let by_address = async {
+        tokio::time::sleep(NAME_ALONE).await;
+        dial(ctx, &address).await
+    };
+    futures::future::select_ok([by_name.boxed(), by_address.boxed()]).await.map(|(channel, _)| channel)
+}
+
+async fn dial(ctx: &ReplicationCtx, address: &str) -> Result<Channel, LinkError> {
     let bad = || LinkError::BadAddress { address: address.to_owned() };
     let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, p)| p.parse::<u16>().ok());
     port.ok_or_else(bad)?;
@@ -127,11 +143,15 @@ impl Shared {
 
     /// Where the primary of the promised reign is reached. A newer reign that was met at the upstream may have another primary
     /// than the last order named.
-    pub fn primary_address(&self, role: &RoleView) -> Option<String> {
+    pub fn primary_endpoint(&self, role: &RoleView) -> Option<Endpoint> {
         let reign = role.reign.as_ref()?;
         let ordered = role.primary.as_ref().filter(|p| p.data_uuid.is_none_or(|who| who == reign.primary));
-        let ordered = ordered.map(|p| p.replication.clone()).filter(|a| !a.is_empty());
-        ordered.or_else(|| self.primary_hint(reign.to_ref()))
+        let hinted = || {
+            let replication = self.primary_hint(reign.to_ref())?;
+            Some(Endpoint { replication, ..Endpoint::default() })
+        };
+        let found = ordered.filter(|p| !p.replication.is_empty()).cloned().or_else(hinted)?;
+        Some(Endpoint { data_uuid: Some(reign.primary), ..found })
     }
 
     pub fn set_primary_hint(&self, reign: ReignRef, address: &str) {

@@ -58,7 +58,7 @@ async fn open(
 ) -> Result<Option<(Live, Streaming<v1::UpstreamMessage>)>, LinkError> {
     let ctx = &shared.ctx;
     let opening = async {
-        let channel = connect(ctx, &upstream.replication).await?;
+        let channel = connect(ctx, upstream).await?;
         let (tx, rx) = mpsc::channel(QUEUE);
         let own = ctx.own(upstream.data_uuid);
         // The channel is new and empty.

@@ -198,6 +198,7 @@ impl Node {
             replication_address: format!("{}:7002", self.ip),
             client_address: format!("{}:7000", self.ip),
             resp_address: format!("{}:6379", self.ip),
+            ip: String::new(),
         }
     }
 

@@ -186,6 +186,7 @@ impl Api {
                     owned: true,
                     deleting: false,
                     ended: false,
+                    ip: None,
                     ready: true,
                     node: Some(format!("node-{ordinal}")),
                     pod_hash: annotation(names::ANNOTATION_POD_HASH),

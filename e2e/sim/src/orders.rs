@@ -84,5 +84,6 @@ fn endpoint(at: &plan::Endpoint) -> Option<Endpoint> {
         replication: at.replication_address.clone(),
         client: at.client_address.clone(),
         resp: at.resp_address.clone(),
+        ip: at.ip.map(|ip| ip.to_string()).unwrap_or_default(),
     })
 }

@@ -1,6 +1,7 @@
 //! What the operator knows of one store at one moment.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -80,6 +81,8 @@ pub struct PodFacts {
     pub ready: bool,
     /// The node that it was placed on.
     pub node: Option<String>,
+    /// Its address, once it has one.
+    pub ip: Option<IpAddr>,
     /// Hash of the settings that it was made with.
     pub pod_hash: Option<String>,
     /// uid of the volume claim that it was made for.

@@ -142,6 +142,7 @@ pub(super) fn wire_endpoint(endpoint: &Endpoint) -> v1::Endpoint {
         replication_address: endpoint.replication_address.clone(),
         client_address: endpoint.client_address.clone(),
         resp_address: endpoint.resp_address.clone(),
+        ip: endpoint.ip.map(|ip| ip.to_string()).unwrap_or_default(),
     }
 }
 

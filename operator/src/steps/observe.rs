@@ -133,6 +133,7 @@ fn pod_facts(pod: &Arc<Pod>, store: &str, uid: &str, caches: &Caches) -> Option<
         ready,
         cordoned: pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_some_and(|node| caches.cordoned(node)),
         ended_processes: ended(pod),
+        ip: member_pod(pod).ip,
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
         pod_hash: annotation(names::ANNOTATION_POD_HASH),
         claim_uid: annotation(names::ANNOTATION_CLAIM_UID),

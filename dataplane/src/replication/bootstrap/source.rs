@@ -169,8 +169,7 @@ impl Job {
         if self.pulls() || leader == self.upstream.data_uuid {
             return Ok(upstream_latest);
         }
-        let address = self.shared.primary_address(&role).ok_or(BootstrapError::NoPrimary)?;
-        let primary = Endpoint { data_uuid: leader, replication: address, ..Endpoint::default() };
+        let primary = self.shared.primary_endpoint(&role).ok_or(BootstrapError::NoPrimary)?;
         if self.is_upstream(&primary) {
             return Ok(upstream_latest);
         }
@@ -192,7 +191,7 @@ impl Job {
     }
 
     async fn reach(&self, endpoint: &Endpoint) -> Result<Peer, BootstrapError> {
-        let client = ReplicationClient::new(connect(self.ctx(), &endpoint.replication).await?);
+        let client = ReplicationClient::new(connect(self.ctx(), endpoint).await?);
         Ok(Peer { client, endpoint: endpoint.clone() })
     }
 

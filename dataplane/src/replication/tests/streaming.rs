@@ -33,6 +33,21 @@ async fn a_replica_gets_prefixes_and_writes_and_its_acknowledgements_release_the
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_whose_name_nobody_resolves_is_reached_by_its_address() {
+    let a = primary().await;
+    let (ip, port) = a.address.rsplit_once(':').unwrap();
+    let unnamed =
+        Endpoint { replication: format!("primary.invalid:{port}"), ip: ip.to_owned(), ..a.endpoint() };
+    let mut b = Node::new(2).await;
+    b.follow(&reign(1), unnamed.clone(), &unnamed);
+    let last = write_many(&a.prefix("data"), 5, 100);
+    b.equals(&a, "data").await;
+    eventually("it acknowledges there too", || a.prefix("data").released() == last.sequence).await;
+    b.shut().await;
+    a.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_connection_is_resumed_where_it_was() {
     let a = primary().await;
     let mut b = Node::new(2).await;

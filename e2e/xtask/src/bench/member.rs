@@ -91,6 +91,7 @@ impl Member {
             replication_address: format!("{ip}:{REPLICATION_PORT}"),
             client_address: format!("{ip}:{CLIENT_PORT}"),
             resp_address: format!("{ip}:{RESP_PORT}"),
+            ip: ip.to_owned(),
         };
         Ok(Self { process, ip: ip.to_owned(), endpoint })
     }

@@ -22,8 +22,14 @@ const MEMBER_PORTS: [(&str, i32); 6] = [
 /// `-rw` (the primary), `-ro` (replicas in standing), `-r` (every ready member) and the headless `-members`.
 #[must_use]
 pub fn services(store: &StoreFacts) -> [Service; 4] {
+    let mut rw = for_clients(store, names::service_rw(&store.name), &[(LABEL_ROLE, ROLE_PRIMARY)]);
+    if let Some(spec) = &mut rw.spec {
+        // The label alone says who is the primary, and a primary says itself what it does not serve yet: waiting for the
+        // kubelet's next probe would only make a failover longer.
+        spec.publish_not_ready_addresses = Some(true);
+    }
     [
-        for_clients(store, names::service_rw(&store.name), &[(LABEL_ROLE, ROLE_PRIMARY)]),
+        rw,
         for_clients(store, names::service_ro(&store.name), &[(LABEL_ROLE, ROLE_REPLICA), (LABEL_IN_STANDING, "true")]),
         for_clients(store, names::service_any(&store.name), &[]),
         headless(store),

@@ -1,5 +1,6 @@
 //! What members are told.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use parovoz_api::{MemberPhase, ReignPhase, ReignRecord, Topology};
@@ -98,6 +99,8 @@ pub struct Endpoint {
     pub client_address: String,
     /// host:port of the RESP client port.
     pub resp_address: String,
+    /// The pod's address, once it has one. Members try it beside the names: a name server may be on the node that failed.
+    pub ip: Option<IpAddr>,
 }
 
 /// Orders to whoever follows otherwise than it should, once the primary leads: the members of the reign and, as learners
@@ -171,6 +174,7 @@ pub(crate) fn endpoint(context: &Context<'_>, ordinal: u32, data_uuid: &str) -> 
         replication_address: format!("{host}:{}", names::PORT_REPLICATION),
         client_address: format!("{host}:{}", names::PORT_CLIENT),
         resp_address: format!("{host}:{}", names::PORT_RESP),
+        ip: context.observed.pod(ordinal).and_then(|pod| pod.ip),
     }
 }
 

@@ -332,6 +332,7 @@ impl World {
                     owned: true,
                     deleting: false,
                     ended: false,
+                    ip: None,
                     ready: false,
                     node: None,
                     pod_hash: annotation(names::ANNOTATION_POD_HASH),
