@@ -12,7 +12,7 @@ use parovoz_api::{
 use super::operations;
 use super::orders::known;
 use super::procedure::{Case, member_name, promote, pulled, seal_one};
-use super::record::{NewReign, answering, begin, between, last_served, may_try_again, members};
+use super::record::{NewReign, answering, begin, elapsed, last_served, may_try_again, members};
 use super::{Context, EventReason, OrderKind, Plan, Step, WHILE_REIGN_BEGINS, members as wanted};
 use crate::observed::Report;
 use crate::quorum::Vote;
@@ -63,6 +63,10 @@ pub(super) fn serving(
         return None;
     }
     plan.within(WHILE_REIGN_BEGINS);
+    let min_sync_replicas = wanted.min_sync_replicas;
+    if min_sync_replicas != spec.current.min_sync_replicas && crate::mutant::on("w-changed-without-reign") {
+        return Some(super::record::swap(context, plan, ReignRecord { min_sync_replicas, ..spec.current.clone() }));
+    }
     if report.frozen < FREEZE_LEFT {
         let kind = OrderKind::Freeze { duration: FREEZE };
         plan.orders.push(super::orders::order(context, ordinal, report, &known(&spec.current), kind));
@@ -261,7 +265,7 @@ fn switch(
         );
         return None;
     };
-    let recent = between(&current.begun_at, context.observed.now) < BETWEEN_ATTEMPTS;
+    let recent = elapsed(&current.begun_at, context.observed.now) < BETWEEN_ATTEMPTS;
     let repeated = current.cause == ReignCause::Switchover || asked.is_none();
     if recent && repeated && !pod.deleting {
         let message = format!("another member should lead ({why}): the last reign began a moment ago, so it waits");
@@ -395,7 +399,7 @@ pub(super) fn sealing(
     if current.cause == ReignCause::Degraded && !announced(context) {
         return Some(current.clone());
     }
-    let late = between(&current.begun_at, context.observed.now) > CATCH_UP;
+    let late = elapsed(&current.begun_at, context.observed.now) > CATCH_UP;
     let next = answering.get(current.primary.as_str()).copied().filter(|_| current.primary != *old);
     if let Some((ordinal, report)) = next
         && (!late || case.ballots.contains_key(&current.primary))
