@@ -59,7 +59,8 @@ pub(super) fn no_record(context: &Context<'_>, plan: &mut Plan) {
 }
 
 /// The record was lost and members hold data: take over the highest reign that any of them knows, once each member that
-/// it lists has answered. Its primary is asked to seal like any other, so nothing rests on what the record said beyond.
+/// it lists has answered. Its primary is asked to seal like any other, so nothing rests on what the record said beyond. It
+/// counts as Serving only if it is seen to serve; else it may need members that nobody would wait for then.
 fn rebuild(context: &Context<'_>, plan: &mut Plan, answers: &[(u32, &Report)]) {
     let known = answers.iter().filter_map(|(_, report)| report.reign.as_ref()).max_by_key(|reign| reign.epoch);
     let missing = |uuid: &String| !answers.iter().any(|(_, report)| report.data_uuid == *uuid);
@@ -73,7 +74,7 @@ fn rebuild(context: &Context<'_>, plan: &mut Plan, answers: &[(u32, &Report)]) {
     let record = ReignRecord {
         epoch: i64::try_from(known.epoch).unwrap_or(i64::MAX - 1),
         reign_id: known.reign_id.clone(),
-        phase: ReignPhase::Serving,
+        phase: if serves(answers, known) { ReignPhase::Serving } else { ReignPhase::Promoting },
         cause: ReignCause::Unknown,
         primary: known.primary.clone(),
         members: answers
@@ -99,6 +100,11 @@ fn rebuild(context: &Context<'_>, plan: &mut Plan, answers: &[(u32, &Report)]) {
     swap(context, plan, record);
     let note = format!("the decision record was lost and is rebuilt at epoch {}", known.epoch);
     plan.event(true, EventReason::RecordRebuilt, note);
+}
+
+/// True if a reign is seen to serve: W replicas hold its epoch records.
+fn serves(answers: &[(u32, &Report)], reign: &KnownReign) -> bool {
+    answers.iter().any(|(_, report)| report.leads(reign.epoch, &reign.reign_id) && report.serves_all())
 }
 
 /// The process that leads a reign now; empty if none does.
@@ -129,12 +135,20 @@ pub(super) fn outdated(context: &Context<'_>, plan: &mut Plan, spec: &StoreReign
     let whole = answers.iter().filter_map(|(_, report)| report.reign.as_ref());
     let unknown: Vec<&KnownReign> = whole.filter(|reign| is_unknown(spec, reign.epoch, &reign.reign_id)).collect();
     // Where nobody promised one of them whole, none of them can have served.
-    let newest = unknown.iter().map(|reign| reign.epoch).max()?;
-    if newest > u64::try_from(current.epoch).unwrap_or(0) {
+    let newest = unknown.iter().max_by_key(|reign| reign.epoch)?;
+    if newest.epoch > u64::try_from(current.epoch).unwrap_or(0) && serves(&answers, newest) {
         rebuild(context, plan, &answers);
     } else {
-        ask_for_all(context, plan, spec, &answers, &unknown);
+        // What the restored record led to is another line of reigns, and either may have acknowledged something: only one that
+        // asks for the votes of both goes on.
+        let summary = "the record was restored and knew nothing of reigns that members promised".to_owned();
+        let new = NewReign::like(current, ReignCause::Unknown, summary.clone());
+        if begin(context, plan, new).is_some() {
+            plan.step = Some(Step::Lead);
+            plan.event(true, EventReason::RecordRebuilt, summary);
+        }
     }
+    put_on_record(context, plan, spec, &answers, &unknown);
     Some(())
 }
 
@@ -154,26 +168,23 @@ fn is_unknown(spec: &StoreReignSpec, epoch: u64, id: &str) -> bool {
     true
 }
 
-/// A reign was begun before it was known that the record lacks others: the next one asks for the votes of those as well.
-fn ask_for_all(
+/// The reigns that the record did not know of go into the history of the one that is to be written, so that whoever comes
+/// next asks for their votes.
+fn put_on_record(
     context: &Context<'_>,
     plan: &mut Plan,
     spec: &StoreReignSpec,
     answers: &[(u32, &Report)],
     unknown: &[&KnownReign],
 ) {
-    let summary = "the record was restored and knew nothing of reigns that members promised".to_owned();
-    let new = NewReign::like(&spec.current, ReignCause::Unknown, summary.clone());
-    if begin(context, plan, new).is_none() {
-        return;
-    }
     let Some(write) = &mut plan.reign_write else { return };
+    let present = write.spec.current.epoch;
     for reign in unknown {
+        let epoch = i64::try_from(reign.epoch).unwrap_or(i64::MAX - 1);
         let history = &mut write.spec.history;
-        if history.iter().any(|past| past.reign_id == reign.reign_id) {
+        if epoch >= present || history.iter().any(|past| past.reign_id == reign.reign_id) {
             continue;
         }
-        let epoch = i64::try_from(reign.epoch).unwrap_or(i64::MAX - 1);
         let named = spec.current.members.iter().find(|member| member.data_uuid == reign.primary);
         let place = history.iter().position(|past| past.epoch < epoch).unwrap_or(history.len());
         let missed = PastReign {
@@ -194,8 +205,6 @@ fn ask_for_all(
         };
         history.insert(place, missed);
     }
-    plan.step = Some(Step::Lead);
-    plan.event(true, EventReason::RecordRebuilt, summary);
 }
 
 /// The members are listed and nobody was told anything.
