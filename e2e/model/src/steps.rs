@@ -10,14 +10,18 @@
 //! - A replica syncs when it acknowledges, a primary when something is released; a crash keeps any part of the rest.
 //! - A candidate is any sealed member that the rules allow; which of them is preferred is no question of safety.
 
+mod backup;
+mod invariants;
+mod operators;
+
 use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
 
 use crate::bounds::Bounds;
-use crate::cores::{After, Asked, Cores, Member, Progress, Ref, Resume, Said, Whole};
+use crate::cores::{After, Cores, Member, Progress, Ref, Resume, Whole};
 use crate::search::{Machine, Next};
-use crate::state::{Copy3, Heard, Lead, Log, N, NONE, Phase, Pod, REIGNS, Reign, State, write_record};
+use crate::state::{Copy3, Heard, Lead, Log, N, NONE, Phase, Pod, State, write_record};
 
 /// One step. Members are numbered from 0; reigns by their place in the list of those ever recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +64,8 @@ pub enum Step {
     Served { reign: u8 },
     /// An older record is restored from a backup.
     Restore { reign: u8 },
+    /// Every volume has answered, and this reign and what else the record lacks is put on record.
+    Learn { reign: u8 },
     /// A primary renews its Lease.
     Renew { at: u8 },
     /// An operator raises the epoch in the Lease.
@@ -158,9 +164,8 @@ impl World {
         }
     }
 
-    fn counts(&mut self, pod: &Pod) -> bool {
-        let floor = if self.off("floor-kept-from-sources") { 0 } else { pod.floor };
-        self.cores.counts(pod.copy, pod.log.end(), floor)
+    fn is_source(&mut self, pod: &Pod) -> bool {
+        self.cores.is_source(pod.copy, pod.log.end(), pod.floor)
     }
 
     fn progress(&mut self, s: &State, i: u8) -> Progress {
@@ -235,7 +240,7 @@ impl World {
         let progress = self.progress(s, p);
         let synced = !self.off("primary-synced-before-ack");
         let pod = Self::pod_mut(s, p);
-        if pod.lead == Lead::Asked && (alone || progress.released > 0) {
+        if pod.lead == Lead::Asked && (alone || progress.released > 0 || progress.serve) {
             pod.lead = Lead::Written;
         }
         if pod.lead == Lead::Written && progress.serve {
@@ -263,14 +268,36 @@ impl World {
         if up.sealed != NONE && !self.off("sealed-serves-no-streams") {
             return None;
         }
-        if !self.counts(&up) || !self.cores.upstream(r, Self::promise(s, &down), u, theirs) {
+        if !self.is_source(&up) {
+            return None;
+        }
+        // An order names the primary of its reign as the upstream: only there another one is met. Where there is but one line
+        // of reigns, it makes no difference who meets whom.
+        let named = s.reign(down.promised).is_none_or(|reign| reign.primary == u);
+        if self.restored(s) && down.promised != up.promised && !named {
+            return None;
+        }
+        if self.goes_on(&down) && down.promised == up.promised {
+            return Some(*s);
+        }
+        if !self.cores.upstream(r, Self::promise(s, &down), u, theirs) {
             return None;
         }
         let after = self.cores.met(Self::member(s, r), Self::whole(s, up.promised)?)?;
         let mut next = *s;
         Self::apply(&mut next, r, &after);
         let down = Self::pod(&next, r);
-        (down.lead == Lead::No && (down.sealed == NONE || self.off("sealed-follows-nobody"))).then_some(next)
+        (down.lead == Lead::No && down.sealed == NONE).then_some(next)
+    }
+
+    /// Whether a record was restored from a backup.
+    fn restored(&self, s: &State) -> bool {
+        s.budget.restores < self.bounds.budget.restores
+    }
+
+    /// Whether a sealed member's streams and acknowledgements go on, since nothing ended them: no hello is exchanged again.
+    fn goes_on(&self, pod: &Pod) -> bool {
+        pod.sealed != NONE && pod.lead == Lead::No && self.off("seal-ends-streams")
     }
 
     fn stream(&mut self, s: &State, u: u8, r: u8, out: &mut Out) {
@@ -293,15 +320,17 @@ impl World {
     fn acknowledge(&mut self, s: &State, r: u8, p: u8, out: &mut Out) {
         let (replica, primary) = (*Self::pod(s, r), *Self::pod(s, p));
         let at = replica.log.end();
-        if replica.promised != primary.promised || at == 0 || !self.counts(&replica) {
+        if replica.promised != primary.promised || at == 0 {
             return;
         }
-        if replica.sealed != NONE && !self.off("sealed-follows-nobody") {
+        if !self.cores.may_acknowledge(replica.copy, at, replica.floor, s.epoch(replica.promised)) {
             return;
         }
-        let Some(own) = Self::name(s, primary.promised) else { return };
-        if !self.cores.follower(p, own, r, Self::promise(s, &replica)) {
-            return;
+        if !self.goes_on(&replica) {
+            let Some(own) = Self::name(s, primary.promised) else { return };
+            if replica.sealed != NONE || !self.cores.follower(p, own, r, Self::promise(s, &replica)) {
+                return;
+            }
         }
         let mut next = *s;
         if !self.off("replica-synced-before-ack") {
@@ -486,312 +515,6 @@ impl World {
         pod.heard = if self.bounds.clocks { Heard::JustStarted } else { Heard::Old };
         next
     }
-
-    // ---- Operators. ----
-
-    fn operator_steps(&mut self, s: &State, out: &mut Out) {
-        self.begin(s, out);
-        for k in 0..REIGNS as u8 {
-            let Some(reign) = s.reign(k).copied() else { continue };
-            for i in all() {
-                self.seal(s, i, k, out);
-                if reign.phase >= Phase::Promoting {
-                    self.promote(s, i, k, out);
-                    self.follow(s, i, k, out);
-                }
-            }
-        }
-        for m in all() {
-            for from in all().filter(|from| *from != m) {
-                self.pull(s, m, from, out);
-            }
-        }
-        self.decide(s, out);
-        let current = s.reigns[usize::from(s.current)];
-        if current.phase == Phase::Promoting && current.served {
-            let mut next = *s;
-            next.reigns[usize::from(s.current)].phase = Phase::Serving;
-            out.push(Next { step: Step::Served { reign: s.current }, state: next, violation: None });
-        }
-        if s.budget.restores > 0 {
-            for k in (0..s.current).filter(|k| s.reigns[usize::from(*k)].phase == Phase::Serving) {
-                let mut next = *s;
-                next.budget.restores -= 1;
-                next.current = k;
-                let epoch = s.epoch(k);
-                for reign in next.reigns.iter_mut().filter(|r| r.epoch > epoch) {
-                    reign.forgotten = true;
-                }
-                out.push(Next { step: Step::Restore { reign: k }, state: next, violation: None });
-            }
-        }
-    }
-
-    fn begin(&self, s: &State, out: &mut Out) {
-        let current = s.reigns[usize::from(s.current)];
-        let epoch = current.epoch + 1;
-        let free = s.reigns.iter().position(|r| r.phase == Phase::None);
-        let Some(free) = free.filter(|_| epoch <= self.bounds.epochs) else { return };
-        let used = s.reigns.iter().filter(|r| r.phase != Phase::None && r.epoch == epoch).count();
-        for w in self.bounds.w.iter().copied() {
-            let mut next = *s;
-            let reign = &mut next.reigns[free];
-            reign.epoch = epoch;
-            reign.id = u8::try_from(used).unwrap_or(0);
-            if reign.id > 1 {
-                continue;
-            }
-            reign.phase = Phase::Sealing;
-            reign.present = 0b111;
-            reign.w = w;
-            next.current = u8::try_from(free).unwrap_or(0);
-            out.push(Next { step: Step::Begin { reign: next.current, w }, state: next, violation: None });
-        }
-    }
-
-    /// The best evidence that there is about the reign that the member promised.
-    fn proven(s: &State, promised: u8) -> bool {
-        let Some(reign) = s.reign(promised).filter(|r| r.phase >= Phase::Promoting) else { return false };
-        let primary = Self::pod(s, reign.primary);
-        reign.ended || (has(reign.present, reign.primary) && s.promise(primary) > reign.epoch)
-    }
-
-    fn seal(&mut self, s: &State, i: u8, k: u8, out: &mut Out) {
-        let member = Self::member(s, i);
-        let Some(name) = Self::name(s, k) else { return };
-        let promised = member.promised.map(|whole| whole.name);
-        // Evidence about the promised reign if there is any; else about another, if there is any; else silence.
-        let proof = Self::proven(s, Self::pod(s, i).promised);
-        let other = (0..REIGNS as u8).find(|k| *k != Self::pod(s, i).promised && Self::proven(s, *k));
-        let (about, claimed) = match other {
-            Some(other) if !proof => (Self::name(s, other), true),
-            _ => (promised, proof),
-        };
-        let Some(after) = self.cores.seal(member, name, about, claimed) else { return };
-        let mut next = *s;
-        Self::apply(&mut next, i, &after);
-        Self::pod_mut(&mut next, i).sync();
-        if next != *s {
-            out.push(Next { step: Step::Seal { at: i, reign: k, proof }, state: next, violation: None });
-        }
-    }
-
-    fn pull(&mut self, s: &State, m: u8, from: u8, out: &mut Out) {
-        let (mine, source) = (*Self::pod(s, m), *Self::pod(s, from));
-        let unsealed = mine.sealed == NONE || source.sealed != mine.sealed;
-        if unsealed || mine.lead != Lead::No || mine.copy == Copy3::Damaged || !self.counts(&source) {
-            return;
-        }
-        let mut next = *s;
-        let new = Self::pod_mut(&mut next, m);
-        if mine.copy == Copy3::Replacing {
-            (new.log, new.copy) = (source.log, Copy3::Open);
-            new.sync();
-        } else {
-            match self.cores.resume(source.log, mine.log.end(), false) {
-                Resume::Stream => {
-                    new.log = source.log;
-                    new.sync();
-                }
-                Resume::Diverged => {
-                    new.floor = new.floor.max(new.log.end()).max(source.log.end());
-                    Self::begin_replacing(new, self.off("floor-stored"));
-                }
-                Resume::Wait => return,
-            }
-        }
-        if next != *s {
-            out.push(Next { step: Step::Pull { at: m, from }, state: next, violation: None });
-        }
-    }
-
-    /// The reigns that may have acknowledged: the last that was Serving, and each later one that reached Promoting.
-    fn olds(&self, s: &State) -> [Option<(Whole, bool, bool)>; 4] {
-        let before = s.epoch(s.current);
-        let of = |k: u8| s.reign(k).filter(|r| r.epoch < before && !r.forgotten && r.phase >= Phase::Promoting);
-        let known: Vec<u8> = (0..REIGNS as u8).filter(|k| of(*k).is_some()).collect();
-        let epoch = |k: &u8| s.epoch(*k);
-        let serving = known.iter().filter(|k| of(**k).is_some_and(|r| r.phase == Phase::Serving)).map(epoch).max();
-        let mut olds = [None; 4];
-        let asked = known.into_iter().filter(|k| Some(epoch(k)) >= serving);
-        let asked = asked.filter(|k| !self.off("later-promoting-reigns-asked") || Some(epoch(k)) == serving);
-        for (place, k) in olds.iter_mut().zip(asked) {
-            *place = Self::whole(s, k).zip(s.reign(k)).map(|(whole, reign)| (whole, reign.ended, reign.unmoved));
-        }
-        if self.off("each-reign-by-its-own-w") {
-            let w = s.reigns[usize::from(s.current)].w;
-            olds.iter_mut().flatten().for_each(|old| old.0.w = w);
-        }
-        olds
-    }
-
-    fn ballot(&mut self, s: &State, i: u8) -> Option<Said> {
-        let pod = *Self::pod(s, i);
-        let blank = pod.promised == NONE && pod.started == 0;
-        let sealed = pod.sealed == s.current || self.off("only-sealed-members-vote");
-        (sealed && !blank).then(|| self.cores.vote(pod.copy, pod.log.end(), pod.floor))
-    }
-
-    fn decide(&mut self, s: &State, out: &mut Out) {
-        let current = s.reigns[usize::from(s.current)];
-        let swap = current.phase == Phase::Sealing || (current.phase == Phase::Promoting && self.off("record-swapped"));
-        if !swap {
-            return;
-        }
-        // A record that came from a backup may know nothing of the last reigns: every member must say what it knows.
-        let everyone = s.reigns.iter().any(|r| r.forgotten) && !self.off("restored-record-asks-everyone");
-        let said = [self.ballot(s, 0), self.ballot(s, 1), self.ballot(s, 2)];
-        let olds = self.olds(s);
-        for set in 1..8_u8 {
-            let silent = all().any(|i| has(set, i) && said[usize::from(i)].is_none());
-            if silent || (everyone && set != 7) {
-                continue;
-            }
-            let mut ballots = said;
-            for i in all().filter(|i| !has(set, *i)) {
-                ballots[usize::from(i)] = None;
-            }
-            for candidate in all().filter(|i| has(set, *i)) {
-                let Some(at) = self.cores.decide(Asked { olds, ballots, candidate }) else { continue };
-                let mut next = *s;
-                let reign = &mut next.reigns[usize::from(s.current)];
-                (reign.phase, reign.primary, reign.at) = (Phase::Promoting, candidate, at);
-                reign.has = Self::pod(s, candidate).log.writes();
-                reign.ended = false;
-                let violation = all().any(|i| has(set, i) && Self::votes_below_floor(s, said[usize::from(i)], i));
-                let violation = violation.then_some("a vote from a copy below its floor");
-                let step = Step::Decide { reign: s.current, candidate, ballots: set };
-                out.push(Next { step, state: next, violation });
-            }
-        }
-    }
-
-    fn votes_below_floor(s: &State, said: Option<Said>, i: u8) -> bool {
-        let pod = Self::pod(s, i);
-        matches!(said, Some(Said::Known(_))) && (pod.copy != Copy3::Open || pod.log.end() < pod.floor)
-    }
-
-    fn promote(&mut self, s: &State, i: u8, k: u8, out: &mut Out) {
-        let reign = s.reigns[usize::from(k)];
-        let other_process = reign.ended && !self.off("promote-names-the-process");
-        if reign.primary != i || !has(reign.present, i) || other_process {
-            return;
-        }
-        let pod = *Self::pod(s, i);
-        let Some(whole) = Self::whole(s, k) else { return };
-        let here = self.cores.vote(pod.copy, pod.log.end(), pod.floor);
-        let Some(after) = self.cores.promote(Self::member(s, i), whole, reign.at, here) else { return };
-        if pod.lead != Lead::No && pod.promised == k {
-            return;
-        }
-        let mut next = *s;
-        Self::pod_mut(&mut next, i).stop_leading();
-        Self::apply(&mut next, i, &after);
-        Self::pod_mut(&mut next, i).lead = Lead::Joining;
-        next.reigns[usize::from(k)].starts += 1;
-        out.push(Next { step: Step::Promote { reign: k, at: i }, state: next, violation: None });
-    }
-
-    fn follow(&mut self, s: &State, i: u8, k: u8, out: &mut Out) {
-        let Some(whole) = Self::whole(s, k) else { return };
-        let Some(after) = self.cores.follow(Self::member(s, i), whole) else { return };
-        let mut next = *s;
-        Self::apply(&mut next, i, &after);
-        if next != *s {
-            out.push(Next { step: Step::Follow { reign: k, at: i }, state: next, violation: None });
-        }
-    }
-
-    // ---- Invariants. ----
-
-    fn violation(&mut self, before: &State, s: &State) -> Option<&'static str> {
-        if s.reigns.iter().any(|r| r.starts > 1) {
-            return Some("an epoch is started twice");
-        }
-        let shrinks = |(old, new): (&Pod, &Pod)| before.promise(old) > s.promise(new) && new.promised != NONE;
-        if before.budget.losses == s.budget.losses && before.pods.iter().zip(&s.pods).any(shrinks) {
-            return Some("a promise shrinks");
-        }
-        for (a, b) in [(0, 1), (0, 2), (1, 2)] {
-            if forked(&s.pods[a], &s.pods[b]) {
-                return Some("equal epoch and sequence, other content");
-            }
-        }
-        let quorum = s.reigns.iter().all(|r| r.phase == Phase::None || r.w > 0);
-        if quorum { self.loses(before, s).or_else(|| self.stale(s)) } else { self.shared(before, s) }
-    }
-
-    /// Quorum: what was acknowledged is in every later reign that serves; nothing commits in a reign that is over.
-    fn loses(&mut self, before: &State, s: &State) -> Option<&'static str> {
-        for pod in s.pods.iter().filter(|pod| pod.lead == Lead::Served) {
-            let epoch = s.epoch(pod.promised);
-            let missing = s.acked & !pod.log.writes();
-            // What a later reign acknowledged is no business of an older one that does not know yet that it is over.
-            let newest = s.reigns.iter().all(|r| !r.served || r.epoch <= epoch);
-            if missing != 0 && newest {
-                return Some("an acknowledged write is not in a later reign that serves");
-            }
-        }
-        let new = s.acked & !before.acked;
-        if new == 0 {
-            return None;
-        }
-        // The reign that released it: a later one may release what an older one wrote.
-        for i in all() {
-            let pod = *Self::pod(s, i);
-            if pod.lead < Lead::Written {
-                continue;
-            }
-            let epoch = s.epoch(pod.promised);
-            let here = new & pod.log.first(self.progress(s, i).released).writes();
-            let over = |r: &Reign| r.phase >= Phase::Promoting && r.epoch > epoch && here & !r.has != 0;
-            if s.reigns.iter().any(over) {
-                return Some("a write commits in an old epoch after the seal quorum");
-            }
-        }
-        None
-    }
-
-    /// Quorum: whoever may read sees every acknowledged write.
-    fn stale(&mut self, s: &State) -> Option<&'static str> {
-        if s.acked == 0 || !self.bounds.clocks {
-            return None;
-        }
-        for i in all() {
-            let pod = *Self::pod(s, i);
-            if pod.lead == Lead::Served && self.serving(s, i).0 {
-                let shown = pod.log.first(self.progress(s, i).released).writes();
-                if s.acked & !shown != 0 {
-                    return Some("a fresh read is older than an acknowledged write");
-                }
-            }
-        }
-        None
-    }
-
-    /// W = 0: nobody reads or acknowledges in a reign once a later one does.
-    fn shared(&mut self, before: &State, s: &State) -> Option<&'static str> {
-        let new = s.acked & !before.acked;
-        for i in all() {
-            let pod = Self::pod(s, i);
-            let epoch = s.epoch(pod.promised);
-            let (read, acknowledge) = self.serving(s, i);
-            // What a later primary that has it acknowledges is no act of this one.
-            let later = |p: &&Pod| p.lead >= Lead::Written && s.epoch(p.promised) > epoch;
-            let theirs = s.pods.iter().filter(later).fold(0, |set, p| set | p.log.writes());
-            let acknowledged = pod.lead >= Lead::Written && pod.log.writes() & new & !theirs != 0;
-            if (read || acknowledge || acknowledged) && s.reigns.iter().any(|r| r.served && r.epoch > epoch) {
-                return Some("an old primary serves beside a later one");
-            }
-        }
-        None
-    }
-}
-
-/// Whether two copies differ below a record that they share by name.
-fn forked(a: &Pod, b: &Pod) -> bool {
-    let shared = (1..=a.log.len().min(b.log.len())).rev().find(|at| a.log.record(*at) >> 4 == b.log.record(*at) >> 4);
-    shared.is_some_and(|upto| a.log.first(upto) != b.log.first(upto))
 }
 
 impl Machine for World {
