@@ -369,13 +369,15 @@ impl World {
         true
     }
 
-    /// Members of the present reign that are up, whole and close to their primary; the primary among them if it serves.
+    /// Members of the present reign that are up, whole and close to their primary; the primary among them if it serves. None
+    /// before the record says so: until then the reign before may be asked for its members.
     #[must_use]
     pub fn whole_members(&self) -> Vec<Node> {
         let Some(reign) = &self.api.reign else { return Vec::new() };
         let Some(leader) = self.leader().and_then(|n| self.process(n)) else { return Vec::new() };
         if leader.role.led().map(|r| r.reign_id.to_string()).as_deref() != Some(&reign.spec.current.reign_id)
             || !leader.role.is_all_served()
+            || reign.spec.current.phase != parovoz_api::ReignPhase::Serving
         {
             return Vec::new();
         }
