@@ -148,8 +148,7 @@ pub enum Effect {
     Store(Box<MemberRecord>),
     /// Answer what waits for acknowledgements: nobody knows whether it survives.
     RefuseParked,
-    /// Be a follower of `upstream` under `reign`, in place of what was followed before. While it is sealed it takes nothing
-    /// from the upstream until that one names a whole reign at or above the seal ([`Event::Met`]).
+    /// Be a follower of `upstream` under `reign`, in place of what was followed before.
     StartFollowing {
         /// The promised reign.
         reign: Reign,
@@ -262,9 +261,11 @@ impl Role {
         }
     }
 
-    /// What a new process goes on with by its own orders.
+    /// What a new process goes on with by its own orders. A sealed one waits for the next: what it took from its upstream would
+    /// count for nothing, and whoever is to be completed from it must not find that it streams from there.
     pub fn resume(&self, effects: &mut Vec<Effect>) {
-        if let (Some(Orders::Follow { upstream, primary }), Some(reign)) = (&self.record.orders, &self.record.promised)
+        if let (Some(Orders::Follow { upstream, primary }), Some(reign), None) =
+            (&self.record.orders, &self.record.promised, self.record.sealed)
         {
             let (upstream, primary) = (upstream.clone(), primary.clone());
             effects.push(Effect::StartFollowing { reign: reign.clone(), upstream, primary });
@@ -338,10 +339,6 @@ impl Role {
             effects.push(Effect::SyncAll);
             self.store(*next, effects);
             effects.push(Effect::CutOldStreams);
-            // It goes on asking its upstream, which may turn out to lead the coming reign.
-            if !self.fenced {
-                self.resume(effects);
-            }
         }
         Ok(())
     }
