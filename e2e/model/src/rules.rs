@@ -87,7 +87,6 @@ pub const RULES: &[Rule] = &[
         "restored",
         "a record that knows less than a member is not acted on before all have answered",
     ),
-    data("sealed-meets-any", "restored", "a sealed member meets only the reign that it is sealed for"),
     shell("lease-raised-before-it-counts", "lease", "the wait for the Lease counts once it carries a higher epoch"),
     shell("lease-checked-after-commit", "lease", "with W = 0 nothing is acknowledged without the Lease"),
 ];
