@@ -26,17 +26,17 @@ fn restored() -> World {
     world.write("users", 50);
     world.stream();
     world.steps(3);
-    assert_eq!(world.acknowledged, 150);
+    assert!(world.acknowledged >= 150);
     let reign = world.reign.as_mut().unwrap();
     (reign.spec, reign.resource_version) = (backup, "restored".into());
     world
 }
 
 fn nothing_is_lost(world: &mut World) {
+    let acknowledged = world.acknowledged;
     world.converge();
     let leader = world.leader().unwrap();
-    assert!(world.volume(leader).unwrap().positions["users"].sequence >= world.acknowledged);
-    assert_eq!(world.acknowledged, 150);
+    assert!(world.volume(leader).unwrap().positions["users"].sequence >= acknowledged);
 }
 
 #[test]
@@ -76,8 +76,8 @@ fn a_seal_that_the_record_does_not_know_of_is_enough_to_ask_everybody() {
 fn reigns_that_were_begun_before_the_unknown_ones_were_heard_of_do_not_hide_them() {
     let mut world = restored();
     world.heal();
-    world.black_out(2);
-    world.black_out(3);
+    world.kill(2);
+    world.kill(3);
     // The only one that answers knows of nothing else, so it is promoted, again and again; it serves nobody.
     for _ in 0..3 {
         world.restart(1);
@@ -87,12 +87,11 @@ fn reigns_that_were_begun_before_the_unknown_ones_were_heard_of_do_not_hide_them
     assert!(world.record().current.epoch > i64::try_from(unknown.epoch).unwrap(), "{:?}", world.record().current);
     assert_eq!(world.record().current.phase, ReignPhase::Promoting);
     // One of the two that know comes back: it is not told to follow, for it would lose what it alone has.
-    world.cut.remove(&3);
-    world.apart.remove(&3);
+    world.start(3);
     world.pass(seconds(20));
-    assert_eq!(world.volume(3).unwrap().positions["users"].sequence, 150);
+    assert!(world.volume(3).unwrap().positions["users"].sequence >= world.acknowledged);
     assert!(world.waits(WaitingReason::MemberMustAnswer));
-    world.heal();
+    world.start(2);
     nothing_is_lost(&mut world);
 }
 
@@ -121,11 +120,9 @@ fn every_promotion_names_the_process_and_one_that_does_not_say_which_it_is_is_no
         assert!(named(&record.current.primary_process), "{:?}", record.current);
         assert!(record.history.iter().take(epochs).all(|past| named(&past.primary_process)));
     }
-    world.kill(1);
-    world.until("it is back", |world| world.processes.contains_key(&1));
-    world.processes.get_mut(&1).unwrap().id.clear();
-    world.processes.get_mut(&2).unwrap().id.clear();
-    world.processes.get_mut(&3).unwrap().id.clear();
+    let leader = world.leader().unwrap();
+    world.restart(leader);
+    world.processes.values_mut().for_each(|process| process.id.clear());
     world.steps(20);
     assert_ne!(world.record().current.phase, ReignPhase::Promoting);
     assert!(world.waits(WaitingReason::CandidateMissing));

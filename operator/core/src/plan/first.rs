@@ -125,7 +125,10 @@ pub(super) fn outdated(context: &Context<'_>, plan: &mut Plan, spec: &StoreReign
         let whole = report.reign.as_ref().map(|reign| (reign.epoch, reign.reign_id.clone()));
         seal.into_iter().chain(whole).any(|(epoch, id)| is_unknown(spec, epoch, &id))
     };
-    if current.accept_loss || !reports.any(promised) || crate::mutant::on("restored-record-asks-nobody") {
+    // Members that sealed for a reign that nobody led take no orders of the recorded one.
+    let outrun = current.phase != ReignPhase::Sealing && procedure::outrun(context, current);
+    let shows = outrun || reports.any(promised);
+    if current.accept_loss || !shows || crate::mutant::on("restored-record-asks-nobody") {
         return None;
     }
     plan.within(WHILE_REIGN_BEGINS);
@@ -134,9 +137,13 @@ pub(super) fn outdated(context: &Context<'_>, plan: &mut Plan, spec: &StoreReign
     };
     let whole = answers.iter().filter_map(|(_, report)| report.reign.as_ref());
     let unknown: Vec<&KnownReign> = whole.filter(|reign| is_unknown(spec, reign.epoch, &reign.reign_id)).collect();
-    // Where nobody promised one of them whole, none of them can have served.
-    let newest = unknown.iter().max_by_key(|reign| reign.epoch)?;
-    if newest.epoch > u64::try_from(current.epoch).unwrap_or(0) && serves(&answers, newest) {
+    let newest = unknown.iter().max_by_key(|reign| reign.epoch);
+    if newest.is_none() && !outrun {
+        // Where nobody promised one of them whole, none of them can have served.
+        return None;
+    }
+    let above = |reign: &&&KnownReign| reign.epoch > u64::try_from(current.epoch).unwrap_or(0);
+    if newest.filter(above).is_some_and(|newest| serves(&answers, newest)) {
         rebuild(context, plan, &answers);
     } else {
         // What the restored record led to is another line of reigns, and either may have acknowledged something: only one that

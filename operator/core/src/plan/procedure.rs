@@ -100,8 +100,8 @@ pub(crate) fn sealing(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
     Some(conclude(context, plan, spec, &case).unwrap_or_else(|| current.clone()))
 }
 
-/// True if a member that answers promised something that forbids it to seal this reign.
-fn outrun(context: &Context<'_>, current: &ReignRecord) -> bool {
+/// True if a member that answers promised something that forbids it to seal or follow this reign.
+pub(crate) fn outrun(context: &Context<'_>, current: &ReignRecord) -> bool {
     let epoch = u64::try_from(current.epoch).unwrap_or(0);
     answering(context).values().any(|(_, report)| {
         let other = |id: &str| id != current.reign_id;
