@@ -176,6 +176,20 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_below_its_floor_joins_where_the_reign_begins_and_releases_nothing() {
+        let (mut joining, mut acks) = (begin(1), AckTable::default());
+        let floor = Some(Position::new(4, 15));
+        let begins = Position::new(4, 10);
+        assert!(crate::vote::may_acknowledge(begins, floor, reign(1).epoch));
+        assert!(!crate::vote::may_acknowledge(begins, floor, begins.epoch), "it would count where it counted before");
+        ack(&mut acks, 2, &[(P, begins), (Q, Position::new(4, 20))]);
+        assert_eq!(steps(&mut joining, &acks), [JoiningStep::Write]);
+        assert_eq!(acks.released(P, &reign(1), 1), None);
+        joining.written([(P, Sequence(11)), (Q, Sequence(21))].into());
+        assert!(steps(&mut joining, &acks).is_empty(), "nothing is served by what it had before");
+    }
+
+    #[test]
     fn a_prefix_is_served_once_enough_replicas_hold_its_record() {
         let mut joining = begin(1);
         let mut acks = AckTable::default();

@@ -3,7 +3,9 @@
 //!
 //! * A replica that is sealed by nobody echoes the primary's beats. An echo is a promise that it will not seal on mere silence
 //!   for [`HEARD_MS`](crate::member::HEARD_MS) from then; it counts here for [`PROMISE_MS`] from the *sending* of the beat.
-//! * The Lease object is renewed by the primary itself; a renewal counts from the moment before it was sent.
+//! * The Lease object is renewed by the primary itself; a renewal counts from the moment before it was sent. It counts here
+//!   for a twentieth less than its duration, which is what whoever takes it over waits for by another clock: the two may
+//!   each be off by 2.5 %.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +13,9 @@ use crate::types::{DataUuid, Reign};
 
 /// For so long after the sending of a beat its echo counts.
 pub const PROMISE_MS: u64 = 2_000;
+
+/// Part of the Lease's duration by which the primary stops before anybody may take it over.
+pub const LEASE_MARGIN: u64 = 20;
 
 /// The promises that replicas gave to the primary of one reign.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,12 +80,15 @@ impl LeaseHold {
         Self { keeper, duration_ms, renewed_ms: None, asked_ms: None, lost: false }
     }
 
-    /// Until when the Lease is surely held; `None` = it never was.
+    /// Until when the Lease is surely held, by whatever clock; `None` = it never was.
     #[must_use]
     pub fn until(&self) -> Option<u64> {
+        let margin =
+            if crate::mutant::on("lease-without-margin") { 0 } else { self.duration_ms.div_ceil(LEASE_MARGIN) };
+        let held_ms = self.duration_ms.saturating_sub(margin);
         match self.keeper {
             LeaseKeeper::Nobody => Some(u64::MAX),
-            LeaseKeeper::Kubernetes => self.renewed_ms.map(|at| at.saturating_add(self.duration_ms)),
+            LeaseKeeper::Kubernetes => self.renewed_ms.map(|at| at.saturating_add(held_ms)),
         }
     }
 
@@ -206,13 +214,24 @@ mod tests {
         assert_eq!(Serving::of(&reign(3, 0), &p, &lease), Serving::default());
         lease.renewed(5_000);
         let serving = Serving::of(&reign(3, 0), &p, &lease);
-        assert!(serving.may_acknowledge(14_999) && !serving.may_acknowledge(15_000) && !serving.may_read(15_000));
+        assert!(serving.may_acknowledge(14_499) && !serving.may_acknowledge(14_500) && !serving.may_read(14_500));
         p.echo(who(2), 20_000);
         assert!(!Serving::of(&reign(3, 0), &p, &lease).may_acknowledge(20_001), "all members are needed");
         p.echo(who(3), 20_500);
         assert!(Serving::of(&reign(3, 0), &p, &lease).may_acknowledge(21_999));
         lease.lose();
         assert_eq!(Serving::of(&reign(3, 0), &p, &lease), Serving::default(), "a lost Lease ends it");
+    }
+
+    #[test]
+    fn the_primary_stops_before_the_lease_may_be_taken_over_though_its_clock_is_slow_and_the_other_fast() {
+        for duration in [1_000, 3_001, 10_000, 60_000] {
+            let mut lease = LeaseHold::new(LeaseKeeper::Kubernetes, duration);
+            lease.renewed(0);
+            let held = lease.until().unwrap_or(u64::MAX);
+            // True time, in thousandths: the primary's clock runs 2.5 % slow, the one that waits 2.5 % fast.
+            assert!(held * 1_000_000 / 975 <= duration * 1_000_000 / 1_025, "{duration}");
+        }
     }
 
     #[test]

@@ -182,6 +182,12 @@ pub enum OrderRefusal {
         /// Of the order.
         epoch: Epoch,
     },
+    /// A sealed member waits for the reign that it is sealed for, or for an order.
+    #[error("promise: epoch {met} was met at the upstream, and this member is sealed for another reign")]
+    SealedForOther {
+        /// Of the upstream.
+        met: Epoch,
+    },
     /// Only sealed members are completed.
     #[error("pull: this member is not sealed for epoch {order} under this id")]
     PullUnsealed {
@@ -385,10 +391,17 @@ impl MemberRecord {
 
     /// Decides a promise to a reign that was met at the upstream; `None` if it is the promised one.
     ///
+    /// Whoever is sealed promises only the reign that it is sealed for: its vote for that one may have been counted, and
+    /// another reign, however new, is known to be right only from the operator.
+    ///
     /// # Errors
     /// See [`OrderRefusal`]; nothing changes then.
     pub fn promise(&self, reign: &Reign) -> Result<Option<Self>, OrderRefusal> {
         self.check_reign(&self.store, self.data_uuid, reign)?;
+        let sealed = self.sealed.filter(|_| !crate::mutant::on("sealed-meets-any"));
+        if sealed.is_some_and(|sealed| sealed != reign.to_ref()) {
+            return Err(OrderRefusal::SealedForOther { met: reign.epoch });
+        }
         if self.has_promised(reign) {
             return Ok(None);
         }

@@ -87,9 +87,11 @@ impl Role {
         }
     }
 
-    /// What a new process goes on with by its own orders.
+    /// What a new process goes on with by its own orders. A sealed one waits for the next: what it took from its upstream would
+    /// count for nothing, and whoever is to be completed from it must not find that it streams from there.
     pub fn resume(&self, effects: &mut Vec<Effect>) {
-        if let (Some(Orders::Follow { upstream, primary }), Some(reign)) = (&self.record.orders, &self.record.promised)
+        if let (Some(Orders::Follow { upstream, primary }), Some(reign), None) =
+            (&self.record.orders, &self.record.promised, self.record.sealed)
         {
             let (upstream, primary) = (upstream.clone(), primary.clone());
             effects.push(Effect::StartFollowing { reign: reign.clone(), upstream, primary });
@@ -163,10 +165,6 @@ impl Role {
             effects.push(Effect::SyncAll);
             self.store(*next, effects);
             effects.push(Effect::CutOldStreams);
-            // It goes on asking its upstream, which may turn out to lead the coming reign.
-            if !self.fenced {
-                self.resume(effects);
-            }
         }
         Ok(())
     }

@@ -87,13 +87,15 @@ pub fn is_below_floor(at: Position, floor: Option<Position>) -> bool {
     floor.is_some_and(|floor| at < floor)
 }
 
-/// Whether a copy that ends at `at` may be acknowledged to the primary of `reign`. Below its floor it may not count for
-/// anything that the reign acknowledges; but a position of an earlier epoch never does: it only tells a primary that has not
-/// begun yet that this member has what it has. Without that, replicas that had more than a new primary, were copied anew from
-/// it, and are now below what they had, could never join it.
+/// Whether a copy that ends at `at` may be acknowledged to the primary of `reign`.
+///
+/// Below its floor it may not count for anything that a reign acknowledges. A position of an earlier epoch never does: it is
+/// compared with where the reign begins, and with nothing else. Whatever was acknowledged before is at or below that place,
+/// so a copy that ends exactly there lacks nothing of it, whatever its floor is. Without this, replicas that had more than
+/// a new primary and were copied anew from it would stay below what they had had, and it could never begin.
 #[must_use]
 pub fn may_acknowledge(at: Position, floor: Option<Position>, reign: Epoch) -> bool {
-    !is_below_floor(at, floor) || at.epoch < reign
+    !is_below_floor(at, floor) || at.epoch < reign || crate::mutant::on("ack-below-floor")
 }
 
 #[cfg(test)]

@@ -46,7 +46,8 @@ pub const ALL: &[Bounds] = &[
     Bounds { name: "rebuild-crashes", budget: Budget { rebuilds: 1, ..CRASH }, quick: false, ..BASE },
     Bounds { name: "lost-volume-3", budget: Budget { losses: 1, ..SAFE }, quick: false, ..BASE },
     Bounds { name: "crashes-2", writes: 2, budget: CRASH, quick: false, ..BASE },
-    Bounds { name: "reigns-4", epochs: 4, writes: 3, quick: false, ..BASE },
+    Bounds { name: "crashes-3", writes: 3, budget: CRASH, quick: false, ..BASE },
+    Bounds { name: "reigns-4", epochs: 4, quick: false, ..BASE },
 ];
 
 /// The configuration of this name.

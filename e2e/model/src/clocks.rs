@@ -5,7 +5,7 @@
 //! over every order of events and every rate within the drift: in each step of half a second every clock goes on by 500 ms,
 //! more or less by the drift; what lies between is a mixture of the two.
 
-use parovoz_dataplane_core::lease::{LeaseHold, LeaseKeeper, PROMISE_MS, Promises, Serving};
+use parovoz_dataplane_core::lease::{LEASE_MARGIN, LeaseHold, LeaseKeeper, PROMISE_MS, Promises, Serving};
 use parovoz_dataplane_core::member::{HEARD_MS, Hearing, MemberRecord, SealEvidence, SealOrder};
 use parovoz_dataplane_core::types::{DataUuid, Epoch, Mode, Reign, ReignId, ReignRef, StoreUid};
 use uuid::Uuid;
@@ -220,5 +220,8 @@ pub fn promise_margin() -> u64 {
     (HEARD_MS - PROMISE_MS) * 1000 / (HEARD_MS + PROMISE_MS)
 }
 
-/// The drift, of a thousand, that the Lease must bear.
-pub const LEASE_DRIFT: u64 = 0;
+/// The drift, of a thousand, up to which the Lease holds since its holder stops early: what the search must confirm.
+#[must_use]
+pub fn lease_margin() -> u64 {
+    1000 / (2 * LEASE_MARGIN - 1)
+}

@@ -235,9 +235,15 @@ impl Cores {
         if let Answer::Said(said) = answer { said } else { Said::Unknown(None) }
     }
 
-    /// Whether a copy may acknowledge and be taken from.
-    pub fn counts(&mut self, copy: Copy3, at: At, floor: At) -> bool {
+    /// Whether others may take from a copy.
+    pub fn is_source(&mut self, copy: Copy3, at: At, floor: At) -> bool {
         copy == Copy3::Open && !is_below_floor(position(at), (floor > 0).then(|| position(floor)))
+    }
+
+    /// Whether a copy may be acknowledged to the primary of this epoch.
+    pub fn may_acknowledge(&mut self, copy: Copy3, at: At, floor: At, epoch: u8) -> bool {
+        let floor = (floor > 0).then(|| position(floor));
+        copy == Copy3::Open && vote::may_acknowledge(position(at), floor, Epoch(epoch.into()))
     }
 
     /// Where the next reign must begin, if these members suffice for it and the candidate is there.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use parovoz_model::bounds::{self, Bounds};
-use parovoz_model::rules::{BEHIND_OTHERS, RULES};
+use parovoz_model::rules::RULES;
 use parovoz_model::run::{self, LIMITS, Plan};
 use parovoz_model::search::Limits;
 
@@ -59,7 +59,6 @@ fn plan(options: &Options) -> Plan {
 fn list() {
     bounds::ALL.iter().for_each(|bounds| println!("{bounds:?}"));
     RULES.iter().for_each(|rule| println!("{:<34} {} (seen in {})", rule.name(), rule.says, rule.seen_in));
-    BEHIND_OTHERS.iter().for_each(|rule| println!("{:<34} {} (another rule stands behind it)", rule.name(), rule.says));
 }
 
 fn main() -> ExitCode {

@@ -1,7 +1,7 @@
 //! The smallest configurations, so that a change of a rule is noticed without a long search.
 
 use parovoz_model::bounds;
-use parovoz_model::clocks::{Clocks, What, promise_margin};
+use parovoz_model::clocks::{Clocks, What, lease_margin, promise_margin};
 use parovoz_model::run::{LIMITS, one, rule};
 use parovoz_model::search::search;
 
@@ -23,10 +23,12 @@ fn a_removed_rule_is_seen_with_a_trace_that_ends_in_the_violation() {
 }
 
 #[test]
-fn a_promise_holds_up_to_the_drift_that_its_constants_allow_and_no_further() {
-    let violated = |drift| search(&mut Clocks::new(What::Promise, drift), LIMITS).violation.is_some();
-    let margin = u32::try_from(promise_margin()).unwrap_or(0);
-    assert!(!violated(0) && !violated(margin) && violated(margin + 100));
+fn a_promise_and_a_lease_hold_up_to_the_drift_that_their_constants_allow_and_no_further() {
+    for (what, margin) in [(What::Promise, promise_margin()), (What::Lease, lease_margin())] {
+        let violated = |drift| search(&mut Clocks::new(what, drift), LIMITS).violation.is_some();
+        let margin = u32::try_from(margin).unwrap_or(0);
+        assert!(margin > 0 && !violated(0) && !violated(margin) && violated(margin + 100), "{what:?} {margin}");
+    }
 }
 
 #[test]

@@ -10,6 +10,8 @@ use parovoz_operator_core::observed::{
 };
 use serde_json::Value;
 
+/// Backups of the decision record.
+const BACKUPS: usize = 3;
 /// Versions of what is cached that are remembered.
 const VIEWS: usize = 64;
 
@@ -48,6 +50,8 @@ pub struct Api {
     pub lease: Lease,
     /// Everything that was written, but for renewals of the Lease.
     pub writes: u64,
+    /// The record as it was whenever a reign served, newest last.
+    pub backups: Vec<parovoz_api::StoreReignSpec>,
     views: VecDeque<(u64, Rc<View>)>,
 }
 
@@ -66,6 +70,7 @@ impl Api {
             operations: Vec::new(),
             lease: Lease::default(),
             writes: 0,
+            backups: Vec::new(),
             views: VecDeque::new(),
         };
         api.changed(0);
@@ -112,12 +117,24 @@ impl Api {
         }
     }
 
+    /// The version of the decision record.
+    #[must_use]
+    pub fn version_of_reign(&self) -> Option<String> {
+        self.reign.as_ref().map(|r| r.resource_version.clone())
+    }
+
     /// Swaps the decision record. Answers whether the expected version was the present one.
     pub fn swap(&mut self, expected: Option<&str>, spec: parovoz_api::StoreReignSpec) -> bool {
         if self.reign.as_ref().map(|r| r.resource_version.as_str()) != expected {
             return false;
         }
         let resource_version = self.fresh().to_string();
+        if spec.current.phase == parovoz_api::ReignPhase::Serving {
+            if self.backups.len() == BACKUPS {
+                self.backups.remove(0);
+            }
+            self.backups.push(spec.clone());
+        }
         self.reign = Some(ReignFacts { spec, resource_version });
         self.writes += 1;
         true

@@ -81,6 +81,12 @@ fn many(first: u64, seeds: u64, faults: &[Fault], jobs: usize, stop_at_failure: 
                     }
                     let outcome = run_seed(first.wrapping_add(i), faults, false);
                     let failed = outcome.violation.is_some();
+                    if let (Some(violation), true) = (&outcome.violation, progress) {
+                        let seed = outcome.seed;
+                        eprintln!(
+                            "seed {seed}: {violation}\n  again, with all that happens: cargo xtask sim --seed {seed}"
+                        );
+                    }
                     let mut sum = sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     sum.add(outcome);
                     if failed && (stop_at_failure || sum.failures.len() >= 20) {
@@ -123,9 +129,6 @@ pub fn run(options: &Options) -> Result<String, String> {
     let first = first(options);
     let sum = many(first, options.seeds, &faults, jobs(options), false, !options.json);
     let took = begun.elapsed();
-    for (seed, violation) in &sum.failures {
-        eprintln!("seed {seed}: {violation}\n  again, with all that happens: cargo xtask sim --seed {seed}");
-    }
     let all = options.faults.is_empty();
     let missing = if all { missing(&sum.coverage) } else { Vec::new() };
     let wanted = WANTED.len() + Fault::ALL.len();

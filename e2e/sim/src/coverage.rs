@@ -106,6 +106,7 @@ pub const WANTED: &[&str] = &[
     "parked write answered: unknown",
     "prefix created",
     "read refused: no promises",
+    "record brought up to date",
     "resume refused: diverged",
     "resume refused: too old",
     "role: blank to replica",

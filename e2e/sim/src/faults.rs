@@ -59,6 +59,7 @@ faults! {
     VolumeLost = "volume-lost",
     PodDeleted = "pod-deleted",
     WalPruned = "wal-pruned",
+    RecordRestored = "record-restored",
     Switchover = "switchover",
     Scale = "scale",
     Settings = "settings",
@@ -164,6 +165,7 @@ impl World {
                 _ => false,
             },
             Fault::WalPruned => self.prune(node),
+            Fault::RecordRestored => self.restore_record(),
             Fault::Switchover => self.switch_over(),
             Fault::Scale => self.scale(),
             Fault::Settings => self.change_settings(),
@@ -344,11 +346,14 @@ impl World {
         self.mends(fault, node, after)
     }
 
-    /// Lost for good: never more than the store promises to survive, and never the last whole copy.
+    /// Lost for good: never more than the store promises to survive, and never the last whole copy. A replica's may go while
+    /// others lag, for the primary has everything.
     fn lose_volume(&mut self, node: Node) -> bool {
         let whole = self.whole_members();
         let listed = self.api.reign.as_ref().map_or(0, |r| r.spec.current.members.len());
-        if self.loss_open || whole.len() < listed || whole.len() < 2 || !whole.contains(&node) {
+        let leads = self.leader() == Some(node);
+        let spared = if leads { whole.len() == listed && whole.len() >= 2 } else { !whole.is_empty() };
+        if self.loss_open || !spared || (leads && !whole.contains(&node)) {
             return false;
         }
         let ordinal = u32::from(node);
@@ -364,13 +369,15 @@ impl World {
         true
     }
 
-    /// Members of the present reign that are up, whole and close to their primary; the primary among them if it serves.
+    /// Members of the present reign that are up, whole and close to their primary; the primary among them if it serves. None
+    /// before the record says so: until then the reign before may be asked for its members.
     #[must_use]
     pub fn whole_members(&self) -> Vec<Node> {
         let Some(reign) = &self.api.reign else { return Vec::new() };
         let Some(leader) = self.leader().and_then(|n| self.process(n)) else { return Vec::new() };
         if leader.role.led().map(|r| r.reign_id.to_string()).as_deref() != Some(&reign.spec.current.reign_id)
             || !leader.role.is_all_served()
+            || reign.spec.current.phase != parovoz_api::ReignPhase::Serving
         {
             return Vec::new();
         }
@@ -383,6 +390,27 @@ impl World {
                 })
         };
         (1..MEMBERS).filter(whole).collect()
+    }
+
+    /// The decision record is restored from a backup that is not much older. Only where a quorum keeps two reigns of the same
+    /// epoch from serving, and only while the store has the members that it had then: without the volumes of those a person
+    /// would have to decide.
+    fn restore_record(&mut self) -> bool {
+        let now = self.api.version_of_reign();
+        let Some(backup) = self.rng.pick(&self.api.backups).cloned() else { return false };
+        let Some(present) = self.api.reign.as_ref() else { return false };
+        let members = |spec: &parovoz_api::StoreReignSpec| {
+            spec.current.members.iter().map(|m| m.data_uuid.clone()).collect::<std::collections::BTreeSet<_>>()
+        };
+        let older = backup.current.epoch < present.spec.current.epoch;
+        if !self.setup.never_loses() || self.loss_open || !older || members(&backup) != members(&present.spec) {
+            return false;
+        }
+        self.api.backups.clear();
+        self.check.restored = true;
+        let done = self.api.swap(now.as_deref(), backup);
+        self.look_soon(0, 10_000);
+        done
     }
 
     /// What every member has durably needs no WAL: a follower that comes later finds a gap.

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use parovoz_api::{ReignCause, ReignPhase, ReplicatedStoreStatus};
-use parovoz_operator_core::observed::{Contact, LeaseFacts, Observed, Report};
-use parovoz_operator_core::plan::{DeleteKind, Plan, SOON, plan};
+use parovoz_operator_core::observed::{Contact, LeaseFacts, ObjectKey, Observed, Report};
+use parovoz_operator_core::plan::{DeleteKind, EventReason, Plan, SOON, plan};
 use parovoz_operator_core::status::{status, worth_writing};
 
 use crate::api::Made;
@@ -19,6 +19,8 @@ use crate::msg::{API, Msg, Node, OPERATORS};
 use crate::orders;
 use crate::rng::Rng;
 use crate::world::{Ev, SECOND, World};
+
+type Objects = BTreeMap<ObjectKey, serde_json::Value>;
 
 /// How long an order's answer is waited for.
 const ORDER_US: u64 = 3 * SECOND;
@@ -91,6 +93,8 @@ pub struct Operator {
     pub lose_answer: bool,
     calls: u64,
     settled: bool,
+    /// The objects that the last look saw, so that they need not be copied for each.
+    objects: Option<(Rc<Objects>, Objects)>,
     /// What was last traced of what waits.
     waits: Vec<String>,
 }
@@ -117,6 +121,7 @@ impl Operator {
             lose_answer: false,
             calls: 0,
             settled: false,
+            objects: None,
             waits: Vec::new(),
         }
     }
@@ -204,8 +209,13 @@ impl World {
             let after = 500_000 + self.rng.below(SECOND);
             return self.look_soon(operator, after);
         }
-        let observed = self.observe(operator);
+        let (mut observed, objects) = self.observe(operator);
         let plan = plan(&observed);
+        let seen = std::mem::take(&mut observed.objects);
+        self.operators[operator].objects = Some((objects, seen));
+        if plan.events.iter().any(|event| event.reason == EventReason::RecordRebuilt) {
+            self.cov.hit("record brought up to date");
+        }
         self.note_plan(operator, &plan);
         let me = &mut self.operators[operator];
         me.again = false;
@@ -214,7 +224,7 @@ impl World {
         self.next_stage(operator, Stage::Swap);
     }
 
-    fn observe(&mut self, operator: usize) -> Observed {
+    fn observe(&mut self, operator: usize) -> (Observed, Rc<Objects>) {
         let me = &self.operators[operator];
         let at = me.frozen.unwrap_or(self.now).min(self.now.saturating_sub(me.cache_lag));
         let view = self.api.view(at);
@@ -237,12 +247,14 @@ impl World {
         if let Some((status, _)) = &me.status {
             store.status = Some(status.clone());
         }
+        let kept = self.operators[operator].objects.take().filter(|(from, _)| Rc::ptr_eq(from, &view.objects));
+        let objects = kept.map_or_else(|| (*view.objects).clone(), |(_, kept)| kept);
         let lease = if Observed::wants_lease(self.api.reign.as_ref()) { Some(self.see_lease(operator)) } else { None };
-        Observed {
+        let observed = Observed {
             store,
             pods: view.pods.clone(),
             claims: view.claims.clone(),
-            objects: (*view.objects).clone(),
+            objects,
             reign: self.api.reign.clone(),
             lease,
             operations: view.operations.clone(),
@@ -250,7 +262,8 @@ impl World {
             now: self.operators[operator].time(self.now),
             fresh_id: self.rng.uuid().to_string(),
             default_image: "image".into(),
-        }
+        };
+        (observed, view.objects.clone())
     }
 
     fn see_lease(&mut self, operator: usize) -> LeaseFacts {

@@ -274,6 +274,15 @@ mod tests {
     }
 
     #[test]
+    fn seeds_that_once_found_something_go_well() {
+        // Operators whose clocks differ; a newcomer below its floor; a source that streamed from whom it was to complete; a
+        // restored record of a reign that did not serve.
+        for seed in [300_456, 3_001_607, 3_000_887, 3_001_086, 3_001_798, 3_002_077, 1_000_899] {
+            assert_eq!(run(seed, Fault::ALL, false).violation, None, "seed {seed}");
+        }
+    }
+
+    #[test]
     fn stores_survive_a_few_hundred_faults() {
         for seed in 1..=12 {
             let outcome = run(seed, Fault::ALL, false);

@@ -46,7 +46,7 @@ impl Setup {
             degrade: quorum && rng.permille(150),
             chain: rng.permille(200),
             lease_s: rng.range(3, 8),
-            drift_ppm: 500,
+            drift_ppm: [500, 500, 20_000][rng.index(3)],
             think_us: 900_000,
             changes_mode: rng.permille(150),
             faults: Vec::new(),

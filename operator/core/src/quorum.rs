@@ -101,6 +101,7 @@ impl Ballot {
             None if self.catalogue().is_some_and(|(_, vote)| vote.known().is_some()) => {
                 Vote::Known(Position::default())
             }
+            None if crate::mutant::on("blank-volume-votes") => Vote::Known(Position::default()),
             None => Vote::Unknown { floor: None },
         }
     }
@@ -229,9 +230,7 @@ fn decide_by(
 fn highest(ballots: &Ballots, prefix: &str) -> Option<Position> {
     let by_sequence_alone = crate::mutant::on("candidate-by-sequence-alone");
     let known = ballots.values().filter_map(|ballot| ballot.vote(prefix).known());
-    known.max_by_key(
-        |position| if by_sequence_alone { (0, position.sequence) } else { (position.epoch, position.sequence) },
-    )
+    known.max_by_key(|at| if by_sequence_alone { (at.sequence, u64::MAX - at.epoch) } else { (at.epoch, at.sequence) })
 }
 
 /// The prefixes that exist at a position of the catalogue: those on the ballots of the members that are there.

@@ -420,7 +420,7 @@ fn an_epoch_that_a_member_knows_from_elsewhere_is_jumped_over() {
     world.volume_mut(2).started = 41;
     world.restart(1);
     let plan = world.step();
-    assert_eq!(plan.orders[0].reign.epoch, 42);
+    assert_eq!(plan.reign_write.unwrap().spec.current.epoch, 42);
     world.converge();
 }
 

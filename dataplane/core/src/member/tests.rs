@@ -198,6 +198,9 @@ fn a_seal_bars_what_is_lower_and_what_is_another_reign() {
     assert!(matches!(follow(reign(4, 40, 2)), Err(OrderRefusal::OlderReign { .. })));
     assert_eq!(follow(reign(6, 61, 2)), Err(OrderRefusal::OtherReign { epoch: Epoch(6) }));
     assert!(record.promise(&reign(4, 40, 2)).is_err());
+    let later = record.promise(&reign(7, 70, 2));
+    assert_eq!(later, Err(OrderRefusal::SealedForOther { met: Epoch(7) }), "only an order says that it is right");
+    assert!(follow(reign(7, 70, 2)).is_ok());
     let again = seal_order(reign(6, 60, 1).to_ref(), None, SealEvidence::Silent);
     assert_eq!(record.seal(&again, LONG_SILENT), Ok(Sealing::Already));
     for lower in [reign(5, 50, 1), reign(6, 61, 1)] {

@@ -118,8 +118,7 @@ pub enum Effect {
     Store(Box<MemberRecord>),
     /// Answer what waits for acknowledgements: nobody knows whether it survives.
     RefuseParked,
-    /// Be a follower of `upstream` under `reign`, in place of what was followed before. While it is sealed it takes nothing
-    /// from the upstream until that one names a whole reign at or above the seal ([`Event::Met`]).
+    /// Be a follower of `upstream` under `reign`, in place of what was followed before.
     StartFollowing {
         /// The promised reign.
         reign: Reign,

@@ -112,6 +112,19 @@ fn a_seal_stops_serving_syncs_and_stores_before_it_is_answered() {
 }
 
 #[test]
+fn a_sealed_member_follows_nobody_before_it_is_told_whom() {
+    let mut rig = Rig::new();
+    rig.follow(reign(1, 2, 1)).unwrap();
+    let follows = |e: &Effect| matches!(e, Effect::StartFollowing { .. });
+    let effects = rig.seal(2, SealEvidence::Dead).unwrap();
+    assert!(effects.contains(&Effect::StopFollowing) && !effects.iter().any(follows), "{effects:?}");
+    let mut effects = Vec::new();
+    rig.role.resume(&mut effects);
+    assert!(effects.is_empty(), "nor after a restart: {effects:?}");
+    assert!(rig.follow(reign(2, 2, 1)).unwrap().iter().any(follows));
+}
+
+#[test]
 fn a_replica_promises_only_while_it_is_unsealed_and_its_disk_works() {
     let mut rig = Rig::new();
     let first = reign(1, 2, 1);

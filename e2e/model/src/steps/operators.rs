@@ -1,17 +1,20 @@
-//! What operators do: they record, seal, pull, decide, promote, let follow.
+//! What operators do: any number of them, each without a memory.
 
+use super::{Next, Out, Step, World, all, has};
 use crate::cores::{Asked, Resume, Said, Whole};
-use crate::search::Next;
 use crate::state::{Copy3, Lead, NONE, Phase, REIGNS, State};
-
-use super::{Out, Step, World, all, has};
 
 impl World {
     pub(super) fn operator_steps(&mut self, s: &State, out: &mut Out) {
         self.begin(s, out);
+        self.learn(s, out);
         for k in 0..REIGNS as u8 {
             let Some(reign) = s.reign(k).copied() else { continue };
             for i in all() {
+                // An order does not live as long as it takes to restore a record.
+                if reign.forgotten || self.outdated(s, i) {
+                    continue;
+                }
                 self.seal(s, i, k, out);
                 if reign.phase >= Phase::Promoting {
                     self.promote(s, i, k, out);
@@ -46,25 +49,23 @@ impl World {
     }
 
     fn begin(&self, s: &State, out: &mut Out) {
-        let current = s.reigns[usize::from(s.current)];
-        let epoch = current.epoch + 1;
-        let free = s.reigns.iter().position(|r| r.phase == Phase::None);
-        let Some(free) = free.filter(|_| epoch <= self.bounds.epochs) else { return };
-        let used = s.reigns.iter().filter(|r| r.phase != Phase::None && r.epoch == epoch).count();
         for w in self.bounds.w.iter().copied() {
-            let mut next = *s;
-            let reign = &mut next.reigns[free];
-            reign.epoch = epoch;
-            reign.id = u8::try_from(used).unwrap_or(0);
-            if reign.id > 1 {
-                continue;
+            if let Some(next) = self.begun(s, s.epoch(s.current) + 1, w) {
+                out.push(Next { step: Step::Begin { reign: next.current, w }, state: next, violation: None });
             }
-            reign.phase = Phase::Sealing;
-            reign.present = 0b111;
-            reign.w = w;
-            next.current = u8::try_from(free).unwrap_or(0);
-            out.push(Next { step: Step::Begin { reign: next.current, w }, state: next, violation: None });
         }
+    }
+
+    /// An epoch is recorded, under an id of its own.
+    pub(super) fn begun(&self, s: &State, epoch: u8, w: u8) -> Option<State> {
+        let free = s.reigns.iter().position(|r| r.phase == Phase::None).filter(|_| epoch <= self.bounds.epochs)?;
+        let used = s.reigns.iter().filter(|r| r.phase != Phase::None && r.epoch == epoch).count();
+        let id = u8::try_from(used).ok().filter(|id| *id <= 1)?;
+        let mut next = *s;
+        let reign = &mut next.reigns[free];
+        (reign.epoch, reign.id, reign.phase, reign.present, reign.w) = (epoch, id, Phase::Sealing, 0b111, w);
+        next.current = u8::try_from(free).unwrap_or(0);
+        Some(next)
     }
 
     /// The best evidence that there is about the reign that the member promised.
@@ -97,7 +98,7 @@ impl World {
     fn pull(&mut self, s: &State, m: u8, from: u8, out: &mut Out) {
         let (mine, source) = (*Self::pod(s, m), *Self::pod(s, from));
         let unsealed = mine.sealed == NONE || source.sealed != mine.sealed;
-        if unsealed || mine.lead != Lead::No || mine.copy == Copy3::Damaged || !self.counts(&source) {
+        if unsealed || mine.lead != Lead::No || mine.copy == Copy3::Damaged || !self.is_source(&source) {
             return;
         }
         let mut next = *s;
@@ -156,13 +157,10 @@ impl World {
         if !swap {
             return;
         }
-        // A record that came from a backup may know nothing of the last reigns: every member must say what it knows.
-        let everyone = s.reigns.iter().any(|r| r.forgotten) && !self.off("restored-record-asks-everyone");
         let said = [self.ballot(s, 0), self.ballot(s, 1), self.ballot(s, 2)];
         let olds = self.olds(s);
         for set in 1..8_u8 {
-            let silent = all().any(|i| has(set, i) && said[usize::from(i)].is_none());
-            if silent || (everyone && set != 7) {
+            if all().any(|i| has(set, i) && (said[usize::from(i)].is_none() || self.outdated(s, i))) {
                 continue;
             }
             let mut ballots = said;

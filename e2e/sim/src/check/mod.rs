@@ -34,6 +34,8 @@ struct Acked {
 pub struct Checker {
     /// Whether acknowledgements mean synced records.
     pub syncs: bool,
+    /// The decision record was restored from a backup: an epoch may begin again, under another id.
+    pub restored: bool,
     violation: Option<String>,
     contents: HashMap<(PrefixUuid, Epoch, Sequence), u64, FixedState>,
     starts: BTreeMap<Epoch, (ReignId, DataUuid)>,
@@ -86,7 +88,9 @@ impl Checker {
 
     /// A member begins to lead. One start per epoch and id.
     pub fn started(&mut self, now: u64, who: Node, me: DataUuid, reign: &Reign) {
-        if let Some((_, before)) = self.starts.insert(reign.epoch, (reign.reign_id, me)) {
+        if let Some((id, before)) = self.starts.insert(reign.epoch, (reign.reign_id, me))
+            && (id == reign.reign_id || !self.restored)
+        {
             self.fail(now, format!("member {who} starts epoch {}, which {before} had started", reign.epoch));
         }
     }

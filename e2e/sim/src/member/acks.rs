@@ -92,7 +92,7 @@ impl Process {
         let positions = AckPositions { received: at(received), applied: at(applied), durable: at(durable) };
         let floor = self.stored.floors.get(&prefix.uuid).copied();
         let reign = self.promised().map_or(Epoch(0), |r| r.epoch);
-        if !may_acknowledge(positions.durable, floor, reign) && !mutant::on("ack-below-floor") {
+        if !may_acknowledge(positions.durable, floor, reign) {
             return None;
         }
         Some(positions)

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use parovoz_api::{ReignCause, ReignMember, ReignPhase, ReignRecord, WaitingReason};
+use parovoz_api::{PastReign, ReignCause, ReignMember, ReignPhase, ReignRecord, StoreReignSpec, WaitingReason};
 
 use super::orders::{SealEvidence, known, order};
 use super::record::{NewReign, begin, evidence, members, swap};
-use super::{Context, EventReason, OrderKind, Plan, Step, procedure};
-use crate::observed::{ReignRef, Report};
+use super::{Context, EventReason, OrderKind, Plan, Step, WHILE_REIGN_BEGINS, procedure};
+use crate::observed::{ClaimFacts, KnownReign, ReignRef, Report};
 use crate::quorum::Decision;
 
 /// All wanted members' reports, or a wait that names who is missing.
@@ -16,14 +16,28 @@ pub(super) fn all_answers<'a>(context: &Context<'a>, plan: &mut Plan, what: &str
     let observed = context.observed;
     // A pod that is not wanted may still hold what a lost record knew: it is asked as well.
     let others = observed.pods.iter().filter(|pod| pod.owned && !pod.deleting).map(|pod| pod.ordinal);
-    let asked: BTreeSet<u32> = context.target.iter().copied().chain(others).collect();
-    let silent: Vec<_> = asked
-        .iter()
-        .filter(|ordinal| observed.answer(**ordinal).is_none())
-        .map(|ordinal| context.name(*ordinal))
-        .collect();
+    answers_of(context, plan, what, context.target.iter().copied().chain(others).collect())
+}
+
+/// The reports of every volume of the store, with a pod or without, or a wait that names whose is missing.
+fn every_volume<'a>(context: &Context<'a>, plan: &mut Plan, what: &str) -> Option<Vec<(u32, &'a Report)>> {
+    let observed = context.observed;
+    let ours = |claim: &&ClaimFacts| !claim.deleting && claim.store_uid.as_deref() == Some(&observed.store.uid);
+    let volumes = observed.claims.iter().filter(ours).map(|claim| claim.ordinal);
+    let pods = observed.pods.iter().filter(|pod| pod.owned && !pod.deleting).map(|pod| pod.ordinal);
+    answers_of(context, plan, what, context.target.iter().copied().chain(pods).chain(volumes).collect())
+}
+
+fn answers_of<'a>(
+    context: &Context<'a>,
+    plan: &mut Plan,
+    what: &str,
+    asked: BTreeSet<u32>,
+) -> Option<Vec<(u32, &'a Report)>> {
+    let answer = |ordinal: &u32| context.observed.answer(*ordinal);
+    let silent: Vec<_> = asked.iter().filter(|o| answer(o).is_none()).map(|o| context.name(*o)).collect();
     if silent.is_empty() {
-        return Some(asked.iter().filter_map(|ordinal| Some((*ordinal, observed.answer(*ordinal)?))).collect());
+        return Some(asked.iter().filter_map(|ordinal| Some((*ordinal, answer(ordinal)?))).collect());
     }
     let message = format!("{what} waits until every member has answered: {}", silent.join(", "));
     plan.wait(WaitingReason::MemberMustAnswer, message, context.kubectl("describe pod", &silent[0]));
@@ -32,7 +46,7 @@ pub(super) fn all_answers<'a>(context: &Context<'a>, plan: &mut Plan, what: &str
 
 /// There is no record: the store is new, or the record was lost.
 pub(super) fn no_record(context: &Context<'_>, plan: &mut Plan) {
-    let Some(answers) = all_answers(context, plan, "the first reign") else { return };
+    let Some(answers) = every_volume(context, plan, "the first reign") else { return };
     if answers.iter().all(|(_, report)| report.blank() && report.highest_epoch() == 0) {
         let members = members(context, &context.target.iter().copied().collect());
         let summary = "every member answered and is empty".to_owned();
@@ -45,7 +59,8 @@ pub(super) fn no_record(context: &Context<'_>, plan: &mut Plan) {
 }
 
 /// The record was lost and members hold data: take over the highest reign that any of them knows, once each member that
-/// it lists has answered. Its primary is asked to seal like any other, so nothing rests on what the record said beyond.
+/// it lists has answered. Its primary is asked to seal like any other, so nothing rests on what the record said beyond. It
+/// counts as Serving only if it is seen to serve; else it may need members that nobody would wait for then.
 fn rebuild(context: &Context<'_>, plan: &mut Plan, answers: &[(u32, &Report)]) {
     let known = answers.iter().filter_map(|(_, report)| report.reign.as_ref()).max_by_key(|reign| reign.epoch);
     let missing = |uuid: &String| !answers.iter().any(|(_, report)| report.data_uuid == *uuid);
@@ -59,7 +74,7 @@ fn rebuild(context: &Context<'_>, plan: &mut Plan, answers: &[(u32, &Report)]) {
     let record = ReignRecord {
         epoch: i64::try_from(known.epoch).unwrap_or(i64::MAX - 1),
         reign_id: known.reign_id.clone(),
-        phase: ReignPhase::Serving,
+        phase: if serves(answers, known) { ReignPhase::Serving } else { ReignPhase::Promoting },
         cause: ReignCause::Unknown,
         primary: known.primary.clone(),
         members: answers
@@ -71,7 +86,7 @@ fn rebuild(context: &Context<'_>, plan: &mut Plan, answers: &[(u32, &Report)]) {
         min_sync_replicas: i32::try_from(known.min_sync_replicas).unwrap_or(0),
         lease_duration_ms: i64::try_from(known.lease_duration_ms).unwrap_or(60_000).max(1_000),
         evidence: evidence(context, "rebuilt from what every member knows".into()),
-        primary_process: String::new(),
+        primary_process: process_that_leads(answers, known),
         positions: String::new(),
         operation: String::new(),
         accept_loss: false,
@@ -87,20 +102,116 @@ fn rebuild(context: &Context<'_>, plan: &mut Plan, answers: &[(u32, &Report)]) {
     plan.event(true, EventReason::RecordRebuilt, note);
 }
 
-/// The record is older than what members promised, such as one restored from a backup: rebuild it once all have answered.
-/// None if it is not.
-pub(super) fn outdated(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord) -> Option<()> {
-    let epoch = u64::try_from(current.epoch).unwrap_or(0);
+/// True if a reign is seen to serve: W replicas hold its epoch records.
+fn serves(answers: &[(u32, &Report)], reign: &KnownReign) -> bool {
+    answers.iter().any(|(_, report)| report.leads(reign.epoch, &reign.reign_id) && report.serves_all())
+}
+
+/// The process that leads a reign now; empty if none does.
+fn process_that_leads(answers: &[(u32, &Report)], reign: &KnownReign) -> String {
+    let leads = answers.iter().find(|(_, report)| report.leads(reign.epoch, &reign.reign_id));
+    leads.map(|(_, report)| report.process_id.clone()).unwrap_or_default()
+}
+
+/// The record does not know of a reign that a member promised, since the last that served: it was restored from a backup.
+/// Nothing is begun then before every volume of the store has answered, for whichever is silent may hold a reign that
+/// acknowledged writes; and what they know is put on record. None if all is known, or if a person accepted the loss.
+pub(super) fn outdated(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec) -> Option<()> {
+    let current = &spec.current;
     let ours = |report: &&Report| report.store_uid == context.observed.store.uid;
-    let reports = context.observed.contacts.values().filter_map(|contact| contact.report.as_ref()).filter(ours);
-    let promised = reports.filter_map(|report| report.reign.as_ref()).any(|reign| reign.epoch > epoch);
-    if !promised {
+    let mut reports = context.observed.contacts.values().filter_map(|contact| contact.report.as_ref()).filter(ours);
+    let promised = |report: &Report| {
+        let seal = report.sealed.as_ref().map(|sealed| (sealed.epoch, sealed.reign_id.clone()));
+        let whole = report.reign.as_ref().map(|reign| (reign.epoch, reign.reign_id.clone()));
+        seal.into_iter().chain(whole).any(|(epoch, id)| is_unknown(spec, epoch, &id))
+    };
+    // Members that sealed for a reign that nobody led take no orders of the recorded one.
+    let outrun = current.phase != ReignPhase::Sealing && procedure::outrun(context, current);
+    let shows = outrun || reports.any(promised);
+    if current.accept_loss || !shows || crate::mutant::on("restored-record-asks-nobody") {
         return None;
     }
-    if let Some(answers) = all_answers(context, plan, "rebuilding the outdated decision record") {
-        rebuild(context, plan, &answers);
+    plan.within(WHILE_REIGN_BEGINS);
+    let Some(answers) = every_volume(context, plan, "bringing the outdated decision record up to date") else {
+        return Some(());
+    };
+    let whole = answers.iter().filter_map(|(_, report)| report.reign.as_ref());
+    let unknown: Vec<&KnownReign> = whole.filter(|reign| is_unknown(spec, reign.epoch, &reign.reign_id)).collect();
+    let newest = unknown.iter().max_by_key(|reign| reign.epoch);
+    if newest.is_none() && !outrun {
+        // Where nobody promised one of them whole, none of them can have served.
+        return None;
     }
+    let above = |reign: &&&KnownReign| reign.epoch > u64::try_from(current.epoch).unwrap_or(0);
+    if newest.filter(above).is_some_and(|newest| serves(&answers, newest)) {
+        rebuild(context, plan, &answers);
+    } else {
+        // What the restored record led to is another line of reigns, and either may have acknowledged something: only one that
+        // asks for the votes of both goes on.
+        let summary = "the record was restored and knew nothing of reigns that members promised".to_owned();
+        let new = NewReign::like(current, ReignCause::Unknown, summary.clone());
+        if begin(context, plan, new).is_some() {
+            plan.step = Some(Step::Lead);
+            plan.event(true, EventReason::RecordRebuilt, summary);
+        }
+    }
+    put_on_record(context, plan, spec, &answers, &unknown);
     Some(())
+}
+
+/// True if a reign may have acknowledged writes and the record says nothing of it.
+fn is_unknown(spec: &StoreReignSpec, epoch: u64, id: &str) -> bool {
+    let current = (spec.current.epoch, &spec.current.reign_id, spec.current.phase);
+    let earlier = spec.history.iter().map(|past| (past.epoch, &past.reign_id, past.phase));
+    for (number, recorded, phase) in std::iter::once(current).chain(earlier) {
+        let number = u64::try_from(number).unwrap_or(0);
+        if (number == epoch && recorded == id) || (phase == ReignPhase::Serving && number >= epoch) {
+            return false;
+        }
+        if phase == ReignPhase::Serving {
+            return true;
+        }
+    }
+    true
+}
+
+/// The reigns that the record did not know of go into the history of the one that is to be written, so that whoever comes
+/// next asks for their votes.
+fn put_on_record(
+    context: &Context<'_>,
+    plan: &mut Plan,
+    spec: &StoreReignSpec,
+    answers: &[(u32, &Report)],
+    unknown: &[&KnownReign],
+) {
+    let Some(write) = &mut plan.reign_write else { return };
+    let present = write.spec.current.epoch;
+    for reign in unknown {
+        let epoch = i64::try_from(reign.epoch).unwrap_or(i64::MAX - 1);
+        let history = &mut write.spec.history;
+        if epoch >= present || history.iter().any(|past| past.reign_id == reign.reign_id) {
+            continue;
+        }
+        let named = spec.current.members.iter().find(|member| member.data_uuid == reign.primary);
+        let place = history.iter().position(|past| past.epoch < epoch).unwrap_or(history.len());
+        let missed = PastReign {
+            epoch,
+            reign_id: reign.reign_id.clone(),
+            phase: ReignPhase::Promoting,
+            cause: ReignCause::Unknown,
+            primary: reign.primary.clone(),
+            primary_name: named.map(|member| member.name.clone()).unwrap_or_default(),
+            primary_process: process_that_leads(answers, reign),
+            members: reign.members.clone(),
+            mode: reign.mode,
+            min_sync_replicas: i32::try_from(reign.min_sync_replicas).unwrap_or(0),
+            lease_duration_ms: i64::try_from(reign.lease_duration_ms).unwrap_or(60_000).max(1_000),
+            operation: String::new(),
+            begun_at: MicroTime(context.observed.now),
+            serving_since: None,
+        };
+        history.insert(place, missed);
+    }
 }
 
 /// The members are listed and nobody was told anything.

@@ -41,6 +41,12 @@ pub(super) fn switchover<'a>(context: &Context<'a>, spec: &StoreReignSpec) -> Op
     (!expired(context, operation) && outcome(spec, operation).is_none()).then_some(operation)
 }
 
+/// True if the operation whose turn it is promotes a member and accepts what that may lose.
+pub(super) fn accepts_loss(context: &Context<'_>) -> bool {
+    active(context)
+        .is_some_and(|operation| operation.spec.type_ == OperationType::Promote && operation.spec.accept_loss)
+}
+
 /// A promotion that accepts a loss and was not begun yet: it may interrupt whatever blocks.
 pub(super) fn promotion(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec) -> Option<ReignRecord> {
     let operation = active(context).filter(|operation| operation.spec.type_ == OperationType::Promote)?;

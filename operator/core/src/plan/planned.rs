@@ -12,9 +12,9 @@ use parovoz_api::{
 use super::operations;
 use super::orders::known;
 use super::procedure::{Case, member_name, promote, pulled, seal_one};
-use super::record::{NewReign, answering, begin, between, last_served, may_try_again, members};
+use super::record::{NewReign, answering, begin, elapsed, last_served, may_try_again, members};
 use super::{Context, EventReason, OrderKind, Plan, Step, WHILE_REIGN_BEGINS, members as wanted};
-use crate::observed::Report;
+use crate::observed::{PrefixReport, Report};
 use crate::quorum::Vote;
 
 /// How long writes are held at most; the member that holds them lets go by itself then.
@@ -63,6 +63,10 @@ pub(super) fn serving(
         return None;
     }
     plan.within(WHILE_REIGN_BEGINS);
+    let min_sync_replicas = wanted.min_sync_replicas;
+    if min_sync_replicas != spec.current.min_sync_replicas && crate::mutant::on("w-changed-without-reign") {
+        return Some(super::record::swap(context, plan, ReignRecord { min_sync_replicas, ..spec.current.clone() }));
+    }
     if report.frozen < FREEZE_LEFT {
         let kind = OrderKind::Freeze { duration: FREEZE };
         plan.orders.push(super::orders::order(context, ordinal, report, &known(&spec.current), kind));
@@ -132,7 +136,7 @@ fn change(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec, primary
         }
         None => ordinals.extend(context.target.iter().copied()),
     }
-    let members = settled(context, current, &ordinals);
+    let members = settled(context, current, &ordinals, |uuid| streams(context, uuid));
     let replication = &context.observed.store.spec.replication;
     let alone = current.mode == Mode::Quorum && current.min_sync_replicas == 0;
     let level = members.iter().filter(|member| streams(context, &member.data_uuid)).count();
@@ -175,11 +179,16 @@ fn change(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec, primary
 
 /// The members with these ordinals as the next reign would list them: a newcomer belongs to it once it streams, and
 /// until then whoever was there before.
-fn settled(context: &Context<'_>, current: &ReignRecord, ordinals: &BTreeSet<u32>) -> Vec<ReignMember> {
+fn settled(
+    context: &Context<'_>,
+    current: &ReignRecord,
+    ordinals: &BTreeSet<u32>,
+    is_ready: impl Fn(&str) -> bool,
+) -> Vec<ReignMember> {
     let listed = |member: &ReignMember| current.members.iter().any(|other| other.data_uuid == member.data_uuid);
     let answers = members(context, ordinals);
     let ready = answers.into_iter().map(|member| {
-        if listed(&member) || streams(context, &member.data_uuid) {
+        if listed(&member) || is_ready(&member.data_uuid) {
             return Some(member);
         }
         current.members.iter().find(|other| other.name == member.name).cloned()
@@ -190,6 +199,18 @@ fn settled(context: &Context<'_>, current: &ReignRecord, ordinals: &BTreeSet<u32
 /// True if the member of this identity follows closely, or is the primary.
 fn streams(context: &Context<'_>, data_uuid: &str) -> bool {
     answering(context).get(data_uuid).is_some_and(|(_, report)| report.streams())
+}
+
+/// True if a member has just what a primary has that has not begun, though it may be below its floor: it had more, and will be
+/// past it only by the reign's first record.
+fn could_join(context: &Context<'_>, data_uuid: &str, primary: &Report) -> bool {
+    let Some((_, report)) = answering(context).get(data_uuid).copied() else { return false };
+    let follows = report.upstream_connected && report.upstream_data_uuid == primary.data_uuid;
+    let copied = matches!(report.phase, MemberPhase::CatchingUp | MemberPhase::Streaming);
+    let has = |led: &PrefixReport| {
+        report.prefixes.iter().any(|own| own.prefix_uuid == led.prefix_uuid && own.applied == led.applied)
+    };
+    follows && copied && primary.prefixes.iter().all(has)
 }
 
 /// The first of these members, other than the primary, that is not complete and streaming.
@@ -261,7 +282,7 @@ fn switch(
         );
         return None;
     };
-    let recent = between(&current.begun_at, context.observed.now) < BETWEEN_ATTEMPTS;
+    let recent = elapsed(&current.begun_at, context.observed.now) < BETWEEN_ATTEMPTS;
     let repeated = current.cause == ReignCause::Switchover || asked.is_none();
     if recent && repeated && !pod.deleting {
         let message = format!("another member should lead ({why}): the last reign began a moment ago, so it waits");
@@ -308,7 +329,8 @@ pub(super) fn replace(
 ) -> Option<ReignRecord> {
     let current = &spec.current;
     let ordinals = current.members.iter().filter_map(|member| context.ordinal(&member.name)).collect();
-    let members = settled(context, current, &ordinals);
+    let ready = |uuid: &str| streams(context, uuid) || could_join(context, uuid, report);
+    let members = settled(context, current, &ordinals, ready);
     let listed = |member: &ReignMember| current.members.iter().any(|other| other.data_uuid == member.data_uuid);
     if members.iter().all(listed) || !super::record::may_try_again(context, spec) {
         return None;
@@ -395,7 +417,7 @@ pub(super) fn sealing(
     if current.cause == ReignCause::Degraded && !announced(context) {
         return Some(current.clone());
     }
-    let late = between(&current.begun_at, context.observed.now) > CATCH_UP;
+    let late = elapsed(&current.begun_at, context.observed.now) > CATCH_UP;
     let next = answering.get(current.primary.as_str()).copied().filter(|_| current.primary != *old);
     if let Some((ordinal, report)) = next
         && (!late || case.ballots.contains_key(&current.primary))

@@ -9,8 +9,8 @@ use parovoz_api::{ReignCause, ReignPhase, ReignRecord, StoreReignSpec, WaitingRe
 
 use super::orders::{PrefixPosition, SealEvidence, endpoint, follow, known, order};
 use super::record::{
-    self, NewReign, PROMOTING_DEADLINE, Past, answering, begin, between, change_allowed, deadline, evidence,
-    may_have_served, may_try_again, swap_with,
+    self, NewReign, PROMOTING_DEADLINE, Past, SEALING_DEADLINE, answering, begin, between, change_allowed, deadline,
+    elapsed, evidence, may_have_served, may_try_again, swap_with,
 };
 use super::{Context, EventReason, LeaseWrite, OrderKind, Plan, Step, WHILE_REIGN_BEGINS, first, planned};
 use crate::observed::{ReignRef, Report};
@@ -100,8 +100,8 @@ pub(crate) fn sealing(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
     Some(conclude(context, plan, spec, &case).unwrap_or_else(|| current.clone()))
 }
 
-/// True if a member that answers promised something that forbids it to seal this reign.
-fn outrun(context: &Context<'_>, current: &ReignRecord) -> bool {
+/// True if a member that answers promised something that forbids it to seal or follow this reign.
+pub(crate) fn outrun(context: &Context<'_>, current: &ReignRecord) -> bool {
     let epoch = u64::try_from(current.epoch).unwrap_or(0);
     answering(context).values().any(|(_, report)| {
         let other = |id: &str| id != current.reign_id;
@@ -144,7 +144,7 @@ pub(crate) fn seal_all(context: &Context<'_>, plan: &mut Plan, current: &ReignRe
     let mut involved: BTreeSet<&str> = current.members.iter().map(|member| member.data_uuid.as_str()).collect();
     involved.extend(case.olds.iter().flat_map(|past| past.reign.members.iter().map(String::as_str)));
     // What a stalled primary has and nobody else does would only hold the others up, unless nothing else helps.
-    let late = current.deadline.as_ref().is_some_and(|deadline| context.observed.now > deadline.0);
+    let late = elapsed(&current.begun_at, context.observed.now) > SEALING_DEADLINE;
     if current.cause == ReignCause::PrimaryStalled
         && !late
         && let Some(past) = case.olds.first()
@@ -152,7 +152,7 @@ pub(crate) fn seal_all(context: &Context<'_>, plan: &mut Plan, current: &ReignRe
         involved.remove(past.reign.primary.as_str());
     }
     for (uuid, (ordinal, report)) in answering(context) {
-        if involved.contains(uuid) && !report.blank() {
+        if involved.contains(uuid) && (!report.blank() || crate::mutant::on("blank-volume-votes")) {
             seal_one(context, plan, current, case, (ordinal, report));
         }
     }
@@ -314,6 +314,13 @@ pub(crate) fn promote(
     first: bool,
 ) -> ReignRecord {
     let now = context.observed.now;
+    let name = context.name(ordinal);
+    if report.process_id.is_empty() {
+        // Nothing could ever prove that this primary is dead.
+        let message = format!("{name} does not say which process it is: it is not promoted");
+        plan.wait(WaitingReason::CandidateMissing, message, context.kubectl("logs", &name));
+        return current.clone();
+    }
     let positions = positions(report);
     let record = ReignRecord {
         phase: ReignPhase::Promoting,

@@ -20,9 +20,9 @@ const HISTORY: usize = 20;
 /// How many it keeps at most.
 const LONGEST_HISTORY: usize = 64;
 /// How long members are asked before the old primary is taken back if it answers.
-const SEALING_DEADLINE: SignedDuration = SignedDuration::from_secs(20);
+pub(crate) const SEALING_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a new primary may take before it is worth a look.
-pub(crate) const PROMOTING_DEADLINE: SignedDuration = SignedDuration::from_secs(60);
+pub(crate) const PROMOTING_DEADLINE: Duration = Duration::from_secs(60);
 /// Pause after the first failed attempt; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// How often it doubles at most: 16 s.
@@ -228,8 +228,8 @@ pub(crate) fn begin(context: &Context<'_>, plan: &mut Plan, new: NewReign) -> Op
 }
 
 /// When a phase that begins now should be over.
-pub(crate) fn deadline(now: Timestamp, after: SignedDuration) -> Option<Time> {
-    now.checked_add(after).ok().map(Time)
+pub(crate) fn deadline(now: Timestamp, after: Duration) -> Option<Time> {
+    now.checked_add(SignedDuration::try_from(after).ok()?).ok().map(Time)
 }
 
 /// How many past reigns must be kept: all back to the last that was Serving.
@@ -303,12 +303,18 @@ pub(crate) fn between(earlier: &MicroTime, later: Timestamp) -> Duration {
     Duration::try_from(later.duration_since(earlier.0)).unwrap_or_default()
 }
 
+/// For how long something lasts that the record says began then. A moment to come was written by another operator, whose
+/// clock is ahead: nothing may wait until this one has caught up, so it counts as long ago.
+pub(crate) fn elapsed(began: &MicroTime, now: Timestamp) -> Duration {
+    if began.0 > now { Duration::MAX } else { between(began, now) }
+}
+
 /// True once the present attempt has lasted long enough for the next one to begin: the pause doubles with every reign
 /// that was begun and never served.
 pub(crate) fn may_try_again(context: &Context<'_>, spec: &StoreReignSpec) -> bool {
     let failed = spec.history.iter().take_while(|past| past.phase != ReignPhase::Serving).count();
     let doublings = u32::try_from(failed).unwrap_or(u32::MAX).min(DOUBLINGS);
-    between(&spec.current.begun_at, context.observed.now) >= FIRST_PAUSE * 2_u32.pow(doublings)
+    elapsed(&spec.current.begun_at, context.observed.now) >= FIRST_PAUSE * 2_u32.pow(doublings)
 }
 
 /// When the primary changed without having been asked to, newest first, as far as the record remembers.
@@ -339,9 +345,8 @@ pub(crate) fn change_allowed(context: &Context<'_>, spec: &StoreReignSpec) -> Re
             format!("the primary changed {lately} times within an hour: a person must decide about the next time");
         return Err((WaitingReason::FailoverBudgetSpent, message));
     }
-    if let Some(left) =
-        times.first().and_then(|time| failover.cooldown.checked_sub(age(time))).filter(|left| !left.is_zero())
-    {
+    let left = times.first().and_then(|time| failover.cooldown.checked_sub(elapsed(time, context.observed.now)));
+    if let Some(left) = left.filter(|left| !left.is_zero()) {
         let message = format!("the primary changed lately: no other change for {} s", left.as_secs() + 1);
         return Err((WaitingReason::Cooldown, message));
     }

@@ -21,8 +21,10 @@ pub(super) fn decide(context: &Context<'_>, plan: &mut Plan) -> Option<ReignReco
         return None;
     }
     if spec.current.phase != ReignPhase::Forming {
-        if first::outdated(context, plan, &spec.current).is_some() {
-            return None;
+        if first::outdated(context, plan, spec).is_some() {
+            // Whoever accepts the loss need not wait for volumes that do not answer.
+            let goes_on = plan.reign_write.is_none() && operations::accepts_loss(context);
+            return if goes_on { operations::promotion(context, plan, spec) } else { None };
         }
         if let Some(record) = operations::promotion(context, plan, spec) {
             return Some(record);
