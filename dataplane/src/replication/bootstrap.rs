@@ -13,10 +13,10 @@ use parovoz_dataplane_core::budget::{Backoff, TokenBucket};
 use parovoz_dataplane_core::follower::BootstrapCause;
 use parovoz_dataplane_core::history::{EpochHistory, EpochRecord};
 use parovoz_dataplane_core::types::Position;
-use parovoz_engine::{Database, Direction, EngineError, Family, OpenSpec};
+use parovoz_engine::{Database, Direction, Family, OpenSpec};
 
 use self::source::{Held, Opened, Peer};
-use super::client::{LinkError, Shared, jitter};
+use super::client::Shared;
 use super::fetch::{Fetcher, blocking};
 use super::progress::Meter;
 use super::staging::{Manifest, Todo, bytes_here, clear, db_dir, sync_dir};
@@ -27,7 +27,7 @@ use crate::store::prefix::{Copy, Prefix, PrefixPhase};
 
 /// Files fetched at a time.
 const PARALLEL_FILES: usize = 3;
-/// Bootstraps begun anew per prefix and hour.
+/// Copies per prefix and hour that ended, well or for good; what a link cut is not counted.
 const PER_HOUR: usize = 3;
 const HOUR_MS: u64 = 3_600_000;
 /// Pauses between attempts, in milliseconds.
@@ -39,95 +39,13 @@ const RETIRE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the snapshot's hold outlives the copy: until the stream has resumed, at most so long.
 const RESUME_DEADLINE: Duration = Duration::from_secs(10);
 
+mod error;
 mod queue;
 mod source;
 
+pub(super) use error::BootstrapError;
 pub(super) use queue::Bootstraps;
 use queue::Due;
-
-/// Why an attempt failed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum BootstrapError {
-    #[error("bootstrap prefix: there is no upstream, or the orders changed")]
-    NoUpstream,
-    #[error("bootstrap prefix: it was dropped")]
-    Dropped,
-    #[error("bootstrap prefix: the follower stops")]
-    Stopping,
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    #[error("bootstrap prefix: {}", .0.message())]
-    Call(#[from] tonic::Status),
-    #[error("bootstrap prefix: the source said nothing for too long")]
-    Silent,
-    #[error("bootstrap prefix: the copy was cut off")]
-    CutOff,
-    #[error("bootstrap prefix: the snapshot is closed, its hold has ended: the copy is discarded")]
-    SnapshotGone,
-    #[error("bootstrap prefix: checksum of {0} differs")]
-    Checksum(String),
-    #[error("bootstrap prefix: {need} bytes are needed, {free} are free")]
-    NoSpace { need: u64, free: u64 },
-    #[error("bootstrap prefix: it was copied anew {PER_HOUR} times within the hour, the next time is in {} s", .wait_ms / 1000)]
-    Budget { wait_ms: u64 },
-    #[error("bootstrap prefix: verify copy: {0}")]
-    Verify(String),
-    #[error("bootstrap prefix: {0}")]
-    Disk(#[from] std::io::Error),
-    #[error("bootstrap prefix: {0}")]
-    Engine(#[from] EngineError),
-    #[error("bootstrap prefix: {0}")]
-    Member(String),
-}
-
-impl BootstrapError {
-    /// How long to wait before the next attempt, in milliseconds.
-    fn pause_ms(&self, backoff: &mut Backoff) -> u64 {
-        match self {
-            Self::Budget { wait_ms } => *wait_ms,
-            Self::NoSpace { .. } => 30_000,
-            Self::NoUpstream
-            | Self::Dropped
-            | Self::Stopping
-            | Self::Link(_)
-            | Self::Call(_)
-            | Self::Silent
-            | Self::CutOff
-            | Self::SnapshotGone
-            | Self::Checksum(_)
-            | Self::Verify(_)
-            | Self::Disk(_)
-            | Self::Engine(_)
-            | Self::Member(_) => backoff.next_ms(jitter()),
-        }
-    }
-
-    /// Whether another source would not help: it is this member that can't, or must not.
-    fn is_ours(&self) -> bool {
-        match self {
-            Self::NoUpstream
-            | Self::Dropped
-            | Self::Stopping
-            | Self::NoSpace { .. }
-            | Self::Budget { .. }
-            | Self::Disk(_)
-            | Self::Member(_) => true,
-            Self::Link(_)
-            | Self::Call(_)
-            | Self::Silent
-            | Self::CutOff
-            | Self::SnapshotGone
-            | Self::Checksum(_)
-            | Self::Verify(_)
-            | Self::Engine(_) => false,
-        }
-    }
-
-    /// Whether what is in staging is worth nothing any more.
-    fn spoils_staging(&self) -> bool {
-        matches!(self, Self::Verify(_) | Self::Engine(_))
-    }
-}
 
 /// Why a prefix is copied anew, for people.
 pub(super) fn reason_of(cause: &BootstrapCause) -> String {
@@ -146,22 +64,30 @@ pub(super) fn reason_of(cause: &BootstrapCause) -> String {
 /// Works the queue off until the follower stops.
 pub(super) async fn run(shared: Arc<Shared>) {
     let catalogue = parovoz_dataplane_core::types::catalogue_uuid(&shared.ctx.store.store_uid);
+    let mut changes = shared.ctx.store.changes();
     while !shared.stop.is_cancelled() {
-        let due = match shared.bootstraps.next(catalogue, clock::boot_ms()) {
+        let upstream = shared.ctx.store.role().upstream.clone();
+        shared.bootstraps.follow_orders(upstream.as_ref());
+        let due = match shared.bootstraps.next(catalogue, upstream.as_ref(), clock::boot_ms()) {
             Ok(due) => due,
             Err(wait_ms) => {
                 let wait = Duration::from_millis(wait_ms.unwrap_or(HOUR_MS));
                 tokio::select! {
                     () = shared.stop.cancelled() => return,
                     () = shared.bootstraps.wake.notified() => {}
+                    () = other_orders(&shared, &mut changes, upstream.as_ref()) => {}
                     () = tokio::time::sleep(wait) => {}
                 }
                 continue;
             }
         };
-        let (prefix, cause) = (due.prefix, due.cause);
-        due.meter.attempt();
-        match attempt(&shared, due).await {
+        let (prefix, cause, meter) = (due.prefix, due.cause, due.meter.clone());
+        meter.attempt();
+        let ended = attempt(&shared, due).await;
+        if ended.as_ref().map_or_else(|error| error.counts(meter.has_fetched()), |()| true) {
+            shared.bootstraps.charge(prefix);
+        }
+        match ended {
             Err(BootstrapError::Stopping) => return,
             Ok(()) | Err(BootstrapError::Dropped) => {
                 shared.bootstraps.done(prefix);
@@ -179,6 +105,17 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
         shared.ctx.store.note_change();
     }
+}
+
+/// Waits until the orders name another upstream.
+async fn other_orders(shared: &Shared, changes: &mut tokio::sync::watch::Receiver<u64>, upstream: Option<&Endpoint>) {
+    // The sender lives as long as the store.
+    while changes.changed().await.is_ok() {
+        if shared.ctx.store.role().upstream.as_ref() != upstream {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// One attempt. Fetching is given up when the orders name another upstream or the follower stops; replacing is not, so that

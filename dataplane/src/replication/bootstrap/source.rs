@@ -5,6 +5,7 @@
 //! source's checkpoint on and before a byte is copied. And whatever the source, the copy counts only once it has reached the
 //! position that the *primary* had when it was begun: that is its floor.
 
+use std::error::Error;
 use std::time::Duration;
 
 use parovoz_dataplane_core::follower::check_upstream;
@@ -52,12 +53,14 @@ pub(super) struct Peer {
 impl Job {
     /// Opens a snapshot where it can be had, with everything that must be there before a byte is copied: hold and floor.
     pub(super) async fn open(&self, before: Option<&Manifest>) -> Result<Opened, BootstrapError> {
-        let mut taken = false;
         let mut last = BootstrapError::NoUpstream;
+        let mut may_go_on = false;
         for (endpoint, earlier) in self.candidates(before) {
-            if earlier.is_none() && !taken {
-                self.shared.bootstraps.take_budget(self.prefix.uuid)?;
-                taken = true;
+            if earlier.is_none()
+                && let Err(over) = self.shared.bootstraps.check_budget(self.prefix.uuid)
+            {
+                // To go on with an earlier snapshot is free, and may work soon.
+                return Err(if may_go_on { last } else { over });
             }
             match self.open_at(&endpoint, earlier).await {
                 Ok(opened) => return Ok(opened),
@@ -65,6 +68,7 @@ impl Job {
                 Err(error) => {
                     tracing::info!(prefix = %self.prefix.name, source = %endpoint.replication, resumed = earlier.is_some(),
                         %error, "this source is not used");
+                    may_go_on |= earlier.is_some() && error.passes();
                     last = error;
                 }
             }
@@ -179,12 +183,28 @@ impl Job {
     }
 
     async fn reach(&self, endpoint: &Endpoint) -> Result<Peer, BootstrapError> {
-        let client = ReplicationClient::new(connect(self.ctx(), &endpoint.replication).await?);
-        Ok(Peer { client, endpoint: endpoint.clone() })
+        let bootstraps = &self.shared.bootstraps;
+        bootstraps.check_rest(&endpoint.replication)?;
+        let channel = connect(self.ctx(), &endpoint.replication).await;
+        let channel = channel.inspect_err(|_| bootstraps.unreachable(&endpoint.replication))?;
+        Ok(Peer { client: ReplicationClient::new(channel), endpoint: endpoint.clone() })
     }
 
     /// Asks for a snapshot; the request's prefix and hello are filled in here.
     async fn ask(&self, peer: &Peer, request: v1::OpenSnapshotRequest) -> Result<v1::Snapshot, BootstrapError> {
+        let (bootstraps, address) = (&self.shared.bootstraps, &peer.endpoint.replication);
+        let answer = self.ask_once(peer, request).await;
+        match &answer {
+            Ok(_) => bootstraps.reached(address),
+            Err(BootstrapError::Link(_) | BootstrapError::Silent) => bootstraps.unreachable(address),
+            // With a cause behind it, it is not the member's answer: the connection broke.
+            Err(BootstrapError::Call(status)) if status.source().is_some() => bootstraps.unreachable(address),
+            Err(_) => {}
+        }
+        answer
+    }
+
+    async fn ask_once(&self, peer: &Peer, request: v1::OpenSnapshotRequest) -> Result<v1::Snapshot, BootstrapError> {
         let own = self.ctx().own(peer.endpoint.data_uuid);
         let prefix_uuid = self.prefix.uuid.to_string();
         let request = v1::OpenSnapshotRequest { hello: Some(hello_to(&own, None)), prefix_uuid, ..request };

@@ -182,3 +182,32 @@ async fn a_catalogue_beyond_the_wal_is_copied_and_its_prefixes_follow() {
     b.shut().await;
     a.shut().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_that_can_not_be_reached_for_a_while_costs_none_of_the_copies_an_hour() {
+    let a = primary().await;
+    let names: Vec<String> = (0..20).map(|n| format!("p{n}")).collect();
+    for name in &names {
+        write_many(&a.create(name), 1, 100);
+    }
+    let mut b = Node::new(2).await;
+    let proxy = Proxy::new(&a).await;
+    b.follow(&reign(1), proxy.endpoint(&a), &a.endpoint());
+    for name in &names {
+        b.equals(&a, name).await;
+    }
+    proxy.refuse(true);
+    let begin = std::time::Instant::now();
+    for name in &names {
+        b.follower.as_ref().unwrap().reseed(uuid_of(name));
+    }
+    eventually("five attempts failed", || b.ctx.stats.bootstrap_failures.get() >= 5).await;
+    assert!(begin.elapsed() > Duration::from_secs(1), "the upstream was asked for each prefix at once");
+    proxy.refuse(false);
+    for name in &names {
+        eventually("a new copy", || b.prefix(name).copy().unwrap().generation > 1).await;
+        b.equals(&a, name).await;
+    }
+    b.shut().await;
+    a.shut().await;
+}
