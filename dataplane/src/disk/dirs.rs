@@ -47,10 +47,12 @@ impl PrefixDirs for Layout {
         fs::remove_dir_all(self.prefix_dir(name, uuid).join(format!("gen-{generation}")))
     }
 
-    fn detach(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64, why: &str) -> io::Result<PathBuf> {
-        let kept = self.detach_generation(name, uuid, generation, clock::wall_ms()).map_err(plain)?;
-        self.write_file(&kept.join("why.txt"), format!("{why}\n").as_bytes()).map_err(plain)?;
-        Ok(kept)
+    fn mark(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64, why: &str) -> io::Result<()> {
+        self.mark_generation(name, uuid, generation, why).map_err(plain)
+    }
+
+    fn detach(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64) -> io::Result<PathBuf> {
+        self.detach_generation(name, uuid, generation, clock::wall_ms()).map_err(plain)
     }
 
     fn export_tail(

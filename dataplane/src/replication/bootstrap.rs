@@ -354,10 +354,14 @@ impl Job {
             format!("snapshot {} of {} held after {}", manifest.snapshot_id, manifest.source, manifest.held_after);
         let shared = self.shared.clone();
         blocking(move || {
-            let (generation, dir) = ctx.dirs.adopt(&prefix.name, prefix.uuid, &staging, offset, &provenance)?;
-            let db = ctx.engine.open(&dir.join("db"), &OpenSpec { sequence_offset: offset, create: false })?;
             let old = prefix.copy().map(|copy| (copy.generation, Arc::downgrade(&copy)));
             let diverged = matches!(cause, BootstrapCause::Diverged { .. }).then(|| reason_of(&cause));
+            if let (Some((generation, _)), Some(why)) = (&old, &diverged) {
+                // From the switch on the next start would remove it.
+                ctx.dirs.mark(&prefix.name, prefix.uuid, *generation, why)?;
+            }
+            let (generation, dir) = ctx.dirs.adopt(&prefix.name, prefix.uuid, &staging, offset, &provenance)?;
+            let db = ctx.engine.open(&dir.join("db"), &OpenSpec { sequence_offset: offset, create: false })?;
             prefix.install(Copy { generation, dir, sequence_offset: offset, db }, history);
             if prefix.name.is_catalogue()
                 && let Err(cause) = ctx.catalogue.replaced(&prefix)
@@ -429,7 +433,7 @@ fn retire(ctx: &ReplicationCtx, prefix: &Prefix, generation: u64, copy: &Weak<Co
         std::thread::sleep(Duration::from_millis(20));
     }
     let done = match diverged {
-        Some(why) => ctx.dirs.detach(&prefix.name, prefix.uuid, generation, &why).map(|to| {
+        Some(why) => ctx.dirs.detach(&prefix.name, prefix.uuid, generation).map(|to| {
             tracing::warn!(prefix = %prefix.name, detached = %to.display(), %why, "set the diverged copy aside");
         }),
         None if copy.strong_count() > 0 => {

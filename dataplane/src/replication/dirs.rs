@@ -38,12 +38,18 @@ pub trait PrefixDirs: Send + Sync + std::fmt::Debug {
     /// What the disk says.
     fn retire(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64) -> io::Result<()>;
 
-    /// Moves an old, closed generation with records that exist nowhere else to `detached/` together with a note that says
-    /// `why`; answers where it is.
+    /// Notes durably that a generation with records that exist nowhere else is to be set aside, and `why`: called before
+    /// [`PrefixDirs::adopt`], so that no later start removes it.
     ///
     /// # Errors
     /// What the disk says.
-    fn detach(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64, why: &str) -> io::Result<PathBuf>;
+    fn mark(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64, why: &str) -> io::Result<()>;
+
+    /// Moves an old generation that is marked to `detached/`; answers where it is.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn detach(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64) -> io::Result<PathBuf>;
 
     /// Exports records that exist nowhere else to `detached/`, unless that is done already: `write` writes them, one a line, and
     /// answers how many they are.

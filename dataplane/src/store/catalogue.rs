@@ -382,7 +382,7 @@ impl Catalogue {
 
     /// Opens the present generation of a prefix.
     fn open_copy(&self, prefix: &Prefix) -> Result<(), CatalogueError> {
-        self.layout.remove_stale_generations(&prefix.name, prefix.uuid)?;
+        self.layout.remove_stale_generations(&prefix.name, prefix.uuid, clock::wall_ms())?;
         let Some(generation) = self.layout.current(&prefix.name, prefix.uuid)? else { return Ok(()) };
         let sequence_offset = generation.origin.sequence_offset;
         let spec = OpenSpec { sequence_offset, create: false };
