@@ -321,6 +321,14 @@ impl Layout {
         Ok(dirs.filter(|(_, dir)| dir.exists()).map(|(number, dir)| (number, dir.join(WHY).exists())).collect())
     }
 
+    /// Whether a generation that is to be set aside was replaced and is still in its place.
+    ///
+    /// # Errors
+    /// See [`LayoutError`].
+    pub fn has_marked_generation(&self, name: &PrefixName, uuid: PrefixUuid) -> Result<bool, LayoutError> {
+        Ok(self.stale_generations(name, uuid)?.into_iter().any(|(_, marked)| marked))
+    }
+
     /// Puts generations away that are not the present one: left over from a crash between two steps. One that was to be set
     /// aside is moved to `detached/`, the others are removed.
     ///
@@ -360,6 +368,14 @@ impl Layout {
         fs::rename(&from, &to).map_err(io("detach", &from))?;
         sync_dir(&self.root.join("detached"))?;
         Ok(to)
+    }
+
+    /// Notes why a whole prefix is about to be moved to `detached/`.
+    ///
+    /// # Errors
+    /// See [`LayoutError`].
+    pub fn mark_prefix(&self, name: &PrefixName, uuid: PrefixUuid, why: &str) -> Result<(), LayoutError> {
+        self.write_file(&self.prefix_dir(name, uuid).join(WHY), format!("{why}\n").as_bytes())
     }
 
     /// Moves a whole prefix to `detached/`.

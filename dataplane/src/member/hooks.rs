@@ -52,7 +52,7 @@ impl CatalogueHook for Catalogue {
         self.apply_records(&entry.bytes).map_err(|e| e.to_string())
     }
 
-    fn replaced(&self, catalogue: &Prefix) -> Result<(), String> {
-        self.open_listed(catalogue).map_err(|e| e.to_string())
+    fn replaced(&self, catalogue: &Prefix, diverged: bool) -> Result<(), String> {
+        self.open_listed(catalogue, diverged).map_err(|e| e.to_string())
     }
 }

@@ -135,7 +135,7 @@ async fn attempt(shared: &Arc<Shared>, due: Due) -> Result<(), BootstrapError> {
         // Now, while the log still has it.
         let (ctx, diverged) = (shared.ctx.clone(), prefix.clone());
         blocking(move || {
-            tails::export(&ctx, &diverged, fork);
+            tails::export(&*ctx.dirs, &diverged, fork);
             Ok(())
         })
         .await?;
@@ -355,7 +355,7 @@ impl Job {
         let shared = self.shared.clone();
         blocking(move || {
             let old = prefix.copy().map(|copy| (copy.generation, Arc::downgrade(&copy)));
-            let diverged = matches!(cause, BootstrapCause::Diverged { .. }).then(|| reason_of(&cause));
+            let diverged = divergence(&cause, &prefix, &history);
             if let (Some((generation, _)), Some(why)) = (&old, &diverged) {
                 // From the switch on the next start would remove it.
                 ctx.dirs.mark(&prefix.name, prefix.uuid, *generation, why)?;
@@ -364,7 +364,7 @@ impl Job {
             let db = ctx.engine.open(&dir.join("db"), &OpenSpec { sequence_offset: offset, create: false })?;
             prefix.install(Copy { generation, dir, sequence_offset: offset, db }, history);
             if prefix.name.is_catalogue()
-                && let Err(cause) = ctx.catalogue.replaced(&prefix)
+                && let Err(cause) = ctx.catalogue.replaced(&prefix, diverged.is_some())
             {
                 ctx.member.fatal(&format!("carry out the copied catalogue: {cause}"));
             }
@@ -378,6 +378,19 @@ impl Job {
         })
         .await
     }
+}
+
+/// Why the present copy is to be set aside once one with `history` has replaced it; `None` if everything in it is in that too,
+/// or will be: a copy that is merely behind is of no newer epoch.
+fn divergence(cause: &BootstrapCause, prefix: &Prefix, history: &EpochHistory) -> Option<String> {
+    let last = prefix.position_at(prefix.copy()?.db.latest());
+    if matches!(cause, BootstrapCause::Diverged { .. }) {
+        return Some(reason_of(cause));
+    }
+    let epoch = history.epoch_at(last.sequence);
+    (last.sequence.0 > 0 && epoch > last.epoch).then(|| {
+        format!("diverged: its last record is {last}, and {}/{epoch} in the copy that replaced it", last.sequence)
+    })
 }
 
 /// Whether a name that came from a peer stays in its folder.

@@ -26,7 +26,7 @@ mod session;
 mod snapshots;
 mod staging;
 pub mod stats;
-mod tails;
+pub(crate) mod tails;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -64,11 +64,12 @@ pub trait CatalogueHook: Send + Sync + std::fmt::Debug {
     /// A text for people; the process ends then and repairs itself at its start.
     fn applied(&self, catalogue: &Prefix, entry: &RingEntry) -> Result<(), String>;
 
-    /// The catalogue's copy was replaced as a whole: does the same for everything in it. Runs on a blocking thread.
+    /// The catalogue's copy was replaced as a whole: does the same for everything in it. If the one before had `diverged`,
+    /// what the new one does not list never was in the store: it is set aside. Runs on a blocking thread.
     ///
     /// # Errors
     /// As [`CatalogueHook::applied`].
-    fn replaced(&self, catalogue: &Prefix) -> Result<(), String>;
+    fn replaced(&self, catalogue: &Prefix, diverged: bool) -> Result<(), String>;
 }
 
 /// What replication needs of the member's state. All calls may block on the disk and come from blocking threads.

@@ -122,7 +122,7 @@ impl CatalogueHook for TestCatalogue {
         }
         Ok(())
     }
-    fn replaced(&self, catalogue: &Prefix) -> Result<(), String> {
+    fn replaced(&self, catalogue: &Prefix, _: bool) -> Result<(), String> {
         for (key, _) in contents(catalogue) {
             self.create(std::str::from_utf8(&key).unwrap());
         }
