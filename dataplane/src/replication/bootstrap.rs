@@ -307,7 +307,10 @@ impl Job {
         let Fetched { peer, held, manifest, staging } = fetched;
         let (ctx, staged, checked) = (self.ctx().clone(), staging.clone(), manifest.clone());
         let verified = blocking(move || {
-            let found = verify(&ctx, &staged, &checked);
+            let found = staging::scratch_dir(&staged, &checked.files)
+                .map_err(BootstrapError::from)
+                .and_then(|scratch| verify(&ctx, &scratch, &checked));
+            staging::remove_scratch(&staged)?;
             if found.as_ref().is_err_and(BootstrapError::spoils_staging) {
                 staging::clear(&staged)?;
             }
@@ -399,13 +402,9 @@ fn is_file_name(name: &str) -> bool {
 }
 
 /// Opens a fetched copy and checks that it is what the source promised.
-fn verify(
-    ctx: &ReplicationCtx,
-    staging: &std::path::Path,
-    manifest: &Manifest,
-) -> Result<EpochHistory, BootstrapError> {
+fn verify(ctx: &ReplicationCtx, copy: &std::path::Path, manifest: &Manifest) -> Result<EpochHistory, BootstrapError> {
     let spec = OpenSpec { sequence_offset: manifest.sequence_offset, create: false };
-    let db = ctx.engine.open(&db_dir(staging), &spec)?;
+    let db = ctx.engine.open(copy, &spec)?;
     let history = read_history(db.as_ref())?;
     let (latest, held) = (db.latest(), manifest.held_after);
     if latest < held.sequence {
