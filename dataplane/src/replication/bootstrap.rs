@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use parovoz_dataplane_core::budget::{Backoff, TokenBucket};
 use parovoz_dataplane_core::follower::BootstrapCause;
 use parovoz_dataplane_core::history::{EpochHistory, EpochRecord};
-use parovoz_dataplane_core::types::Position;
-use parovoz_engine::{Database, Direction, Family, OpenSpec};
+use parovoz_dataplane_core::types::{DataUuid, Position};
+use parovoz_engine::{Database, Direction, EngineError, Family, OpenSpec};
 
 use self::source::{Held, Opened, Peer};
 use super::client::Shared;
@@ -95,6 +95,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
             Err(error) => {
                 shared.ctx.stats.bootstrap_failures.inc();
+                if let BootstrapError::Damaged { source_member, .. } = &error {
+                    shared.ctx.stats.damaged_copies.inc();
+                    tracing::error!(%prefix, source = %source_member, %error, "the source's copy is damaged: ask another");
+                }
                 tracing::warn!(%prefix, %error, "bootstrap prefix: try again");
                 if let Some(prefix) = shared.ctx.store.prefix_by_uuid(prefix) {
                     let reason = format!("{}; last attempt: {error}", reason_of(&cause));
@@ -121,7 +125,7 @@ async fn other_orders(shared: &Shared, changes: &mut tokio::sync::watch::Receive
 /// One attempt. Fetching is given up when the orders name another upstream or the follower stops; replacing is not, so that
 /// whoever stops the follower finds either the old copy or the new one.
 async fn attempt(shared: &Arc<Shared>, due: Due) -> Result<(), BootstrapError> {
-    let Due { prefix: uuid, cause, meter, failures } = due;
+    let Due { prefix: uuid, cause, meter, failures, distrusted } = due;
     let store = &shared.ctx.store;
     let prefix = store.prefix_by_uuid(uuid).filter(|p| !p.is_dropped()).ok_or(BootstrapError::Dropped)?;
     let role = store.role();
@@ -140,7 +144,7 @@ async fn attempt(shared: &Arc<Shared>, due: Due) -> Result<(), BootstrapError> {
         })
         .await?;
     }
-    let job = Job { shared: shared.clone(), prefix, cause, meter, failures, upstream: upstream.clone() };
+    let job = Job { shared: shared.clone(), prefix, cause, meter, failures, distrusted, upstream: upstream.clone() };
     let fetched = {
         let orders_change = async {
             loop {
@@ -167,6 +171,8 @@ struct Job {
     meter: Arc<Meter>,
     /// Attempts at this bootstrap that failed.
     failures: u32,
+    /// Members whose copies were damaged.
+    distrusted: Vec<DataUuid>,
     /// Who is streamed from afterwards.
     upstream: Endpoint,
 }
@@ -404,7 +410,15 @@ fn is_file_name(name: &str) -> bool {
 /// Opens a fetched copy and checks that it is what the source promised.
 fn verify(ctx: &ReplicationCtx, copy: &std::path::Path, manifest: &Manifest) -> Result<EpochHistory, BootstrapError> {
     let spec = OpenSpec { sequence_offset: manifest.sequence_offset, create: false };
-    let db = ctx.engine.open(copy, &spec)?;
+    // Its files came as they are at the source, which says nothing of whether they are whole there.
+    let damaged = |error: EngineError| match error {
+        EngineError::Corruption { action, cause } => {
+            BootstrapError::Damaged { source_member: manifest.source, cause: format!("{action}: {cause}") }
+        }
+        other => other.into(),
+    };
+    let db = ctx.engine.open(copy, &spec).map_err(damaged)?;
+    db.verify_checksums().map_err(damaged)?;
     let history = read_history(db.as_ref())?;
     let (latest, held) = (db.latest(), manifest.held_after);
     if latest < held.sequence {

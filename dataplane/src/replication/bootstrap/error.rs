@@ -1,6 +1,7 @@
 //! Why a bootstrap failed, and what follows from it: another source, a pause, or one less of the copies an hour.
 
 use parovoz_dataplane_core::budget::Backoff;
+use parovoz_dataplane_core::types::DataUuid;
 use parovoz_engine::EngineError;
 
 use super::super::client::{LinkError, jitter};
@@ -35,6 +36,8 @@ pub(in crate::replication) enum BootstrapError {
     Budget { wait_ms: u64 },
     #[error("bootstrap prefix: verify copy: {0}")]
     Verify(String),
+    #[error("bootstrap prefix: a table of {source_member} is damaged, though it came as it is there: {cause}")]
+    Damaged { source_member: DataUuid, cause: String },
     #[error("bootstrap prefix: {0}")]
     Disk(#[from] std::io::Error),
     #[error("bootstrap prefix: {0}")]
@@ -59,6 +62,7 @@ impl BootstrapError {
             | Self::SnapshotGone
             | Self::Checksum(_)
             | Self::Verify(_)
+            | Self::Damaged { .. }
             | Self::Disk(_)
             | Self::Engine(_)
             | Self::Member(_) => backoff.next_ms(jitter()),
@@ -83,6 +87,7 @@ impl BootstrapError {
             | Self::SnapshotGone
             | Self::Checksum(_)
             | Self::Verify(_)
+            | Self::Damaged { .. }
             | Self::Engine(_) => false,
         }
     }
@@ -103,14 +108,14 @@ impl BootstrapError {
             | Self::Engine(EngineError::NoSpace { .. })
             | Self::Member(_) => true,
             Self::Disk(error) => crate::disk::reserve::is_full(error),
-            Self::SnapshotGone | Self::Checksum(_) | Self::Verify(_) | Self::Engine(_) => false,
+            Self::SnapshotGone | Self::Checksum(_) | Self::Verify(_) | Self::Damaged { .. } | Self::Engine(_) => false,
         }
     }
 
     /// Whether an attempt that ended so is one of the copies an hour; `fetched`: data of it came.
     pub fn counts(&self, fetched: bool) -> bool {
         match self {
-            Self::Verify(_) | Self::Checksum(_) => true,
+            Self::Verify(_) | Self::Damaged { .. } | Self::Checksum(_) => true,
             _ => fetched && !self.passes(),
         }
     }

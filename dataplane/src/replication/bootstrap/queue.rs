@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use parovoz_dataplane_core::budget::{AttemptBudget, Backoff};
 use parovoz_dataplane_core::follower::BootstrapCause;
-use parovoz_dataplane_core::types::PrefixUuid;
+use parovoz_dataplane_core::types::{DataUuid, PrefixUuid};
 use tokio::sync::Notify;
 
 use super::{BACKOFF, BootstrapError, HOUR_MS, PER_HOUR};
@@ -23,6 +23,7 @@ struct Task {
     backoff: Backoff,
     not_before_ms: u64,
     failures: u32,
+    distrusted: Vec<DataUuid>,
 }
 
 /// A bootstrap that may be tried now.
@@ -33,6 +34,8 @@ pub(super) struct Due {
     pub meter: Arc<Meter>,
     /// Attempts at it that failed.
     pub failures: u32,
+    /// Members whose copies were damaged.
+    pub distrusted: Vec<DataUuid>,
 }
 
 /// The bootstraps that wait or are under way; at most one per prefix.
@@ -71,6 +74,7 @@ impl Bootstraps {
                 backoff: BACKOFF,
                 not_before_ms: 0,
                 failures: 0,
+                distrusted: Vec::new(),
             }),
         }
         self.wake.notify_one();
@@ -119,6 +123,7 @@ impl Bootstraps {
         for task in self.tasks.lock().iter_mut() {
             task.backoff.reset();
             (task.not_before_ms, task.failures) = (0, 0);
+            task.distrusted.clear();
         }
     }
 
@@ -149,14 +154,26 @@ impl Bootstraps {
         let tasks = self.tasks.lock();
         let due = tasks.iter().filter(|t| t.not_before_ms <= now_ms && rests_ms == 0);
         if let Some(task) = due.min_by_key(|t| t.prefix != first) {
-            let (prefix, cause, meter, failures) = (task.prefix, task.cause, task.meter.clone(), task.failures);
-            return Ok(Due { prefix, cause, meter, failures });
+            return Ok(Due {
+                prefix: task.prefix,
+                cause: task.cause,
+                meter: task.meter.clone(),
+                failures: task.failures,
+                distrusted: task.distrusted.clone(),
+            });
         }
         Err(tasks.iter().map(|t| t.not_before_ms.saturating_sub(now_ms).max(rests_ms)).min())
     }
 
     pub(super) fn done(&self, prefix: PrefixUuid) {
         self.tasks.lock().retain(|t| t.prefix != prefix);
+    }
+
+    /// A copy from this member was damaged: others are asked for this prefix.
+    fn distrust(task: &mut Task, source: DataUuid) {
+        if !task.distrusted.contains(&source) {
+            task.distrusted.push(source);
+        }
     }
 
     /// Puts a failed one behind the others.
@@ -166,6 +183,9 @@ impl Bootstraps {
             && let Some(mut task) = tasks.remove(at)
         {
             task.failures = task.failures.saturating_add(1);
+            if let BootstrapError::Damaged { source_member, .. } = error {
+                Self::distrust(&mut task, *source_member);
+            }
             task.not_before_ms = clock::boot_ms() + error.pause_ms(&mut task.backoff);
             tasks.push_back(task);
         }

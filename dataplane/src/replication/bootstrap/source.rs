@@ -96,10 +96,30 @@ impl Job {
             all.extend(earlier.map(|endpoint| (endpoint, Some(before.snapshot_id.as_str()))));
         }
         all.extend(ordered.map(|endpoint| (endpoint, None)));
-        all.retain(|(endpoint, _)| self.failures < TRUST || self.is_upstream(endpoint));
+        let trusts_upstream = self.trusts(&self.upstream);
+        all.retain(|(endpoint, _)| self.failures < TRUST || self.is_upstream(endpoint) || !trusts_upstream);
         all.retain(|(endpoint, earlier)| earlier.is_some() || !self.is_upstream(endpoint));
         all.push((self.upstream.clone(), None));
+        if !trusts_upstream {
+            all.extend(self.primary().map(|primary| (primary, None)));
+        }
+        all.retain(|(endpoint, _)| self.trusts(endpoint));
+        if all.is_empty() {
+            // There is nobody else: its tables may be repaired by now.
+            all.push((self.upstream.clone(), None));
+        }
         all
+    }
+
+    /// Whether no copy from this member was damaged.
+    fn trusts(&self, endpoint: &Endpoint) -> bool {
+        endpoint.data_uuid.is_none_or(|member| !self.distrusted.contains(&member))
+    }
+
+    /// The primary, if it is another member than the upstream.
+    fn primary(&self) -> Option<Endpoint> {
+        let primary = self.ctx().store.role().primary.clone().filter(|p| !p.replication.is_empty());
+        primary.filter(|p| !self.is_upstream(p) && p.data_uuid != self.upstream.data_uuid)
     }
 
     fn is_upstream(&self, endpoint: &Endpoint) -> bool {
@@ -161,10 +181,7 @@ impl Job {
 
     /// Where the primary is now. `upstream_latest` is where the upstream is, which may be the primary.
     async fn primary_position(&self, upstream_latest: Position) -> Result<Position, BootstrapError> {
-        let primary = self.ctx().store.role().primary.clone().filter(|p| !p.replication.is_empty());
-        let Some(primary) = primary.filter(|p| !self.is_upstream(p) && p.data_uuid != self.upstream.data_uuid) else {
-            return Ok(upstream_latest);
-        };
+        let Some(primary) = self.primary() else { return Ok(upstream_latest) };
         let peer = self.reach(&primary).await?;
         let kind = v1::SnapshotKind::Position.into();
         let answer = self.ask(&peer, v1::OpenSnapshotRequest { kind, ..v1::OpenSnapshotRequest::default() }).await?;
