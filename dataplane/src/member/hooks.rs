@@ -55,4 +55,8 @@ impl CatalogueHook for Catalogue {
     fn replaced(&self, catalogue: &Prefix, diverged: bool) -> Result<(), String> {
         self.open_listed(catalogue, diverged).map_err(|e| e.to_string())
     }
+
+    fn forget(&self, dropped: &Prefix) -> Result<(), String> {
+        self.detach(&dropped.name, dropped.uuid).map_err(|e| e.to_string())
+    }
 }

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use parovoz_dataplane_core::budget::{Backoff, TokenBucket};
 use parovoz_dataplane_core::follower::BootstrapCause;
 use parovoz_dataplane_core::history::{EpochHistory, EpochRecord};
-use parovoz_dataplane_core::types::{DataUuid, Position};
+use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid};
 use parovoz_engine::{Database, Direction, EngineError, Family, OpenSpec};
 
 use self::source::{Held, Opened, Peer};
@@ -83,7 +83,15 @@ pub(super) async fn run(shared: Arc<Shared>) {
         };
         let (prefix, cause, meter) = (due.prefix, due.cause, due.meter.clone());
         meter.attempt();
-        let ended = attempt(&shared, due).await;
+        let known = shared.ctx.store.prefix_by_uuid(prefix);
+        let mut ended = attempt(&shared, due).await;
+        if ended.as_ref().is_err_and(|error| !matches!(error, BootstrapError::Stopping))
+            && known.as_ref().is_none_or(|known| known.is_dropped())
+        {
+            // Whatever else it met: the prefix is gone, and so goes what the copy left.
+            forget(&shared, prefix, known).await;
+            ended = Err(BootstrapError::Dropped);
+        }
         if ended.as_ref().map_or_else(|error| error.counts(meter.has_fetched()), |()| true) {
             shared.bootstraps.charge(prefix);
         }
@@ -108,6 +116,22 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
         }
         shared.ctx.store.note_change();
+    }
+}
+
+/// Removes what the copy of a dropped prefix left.
+async fn forget(shared: &Shared, uuid: PrefixUuid, known: Option<Arc<Prefix>>) {
+    let ctx = shared.ctx.clone();
+    let forgotten = blocking(move || {
+        if let Some(prefix) = known {
+            prefix.close();
+            // A copy that was put in place just then came too late.
+            ctx.catalogue.forget(&prefix).map_err(BootstrapError::Member)?;
+        }
+        Ok(ctx.dirs.forget_staging(uuid)?)
+    });
+    if let Err(error) = forgotten.await {
+        tracing::warn!(prefix = %uuid, %error, "the staging of a dropped prefix is not removed before the next start");
     }
 }
 
@@ -144,19 +168,23 @@ async fn attempt(shared: &Arc<Shared>, due: Due) -> Result<(), BootstrapError> {
         })
         .await?;
     }
+    let copied = prefix.clone();
     let job = Job { shared: shared.clone(), prefix, cause, meter, failures, distrusted, upstream: upstream.clone() };
     let fetched = {
         let orders_change = async {
             loop {
                 tokio::time::sleep(Duration::from_millis(200)).await;
+                if copied.is_dropped() {
+                    return BootstrapError::Dropped;
+                }
                 if store.role().upstream.as_ref() != Some(&upstream) {
-                    return;
+                    return BootstrapError::NoUpstream;
                 }
             }
         };
         tokio::select! {
             () = shared.stop.cancelled() => return Err(BootstrapError::Stopping),
-            () = orders_change => return Err(BootstrapError::NoUpstream),
+            ended = orders_change => return Err(ended),
             fetched = job.fetch() => fetched?,
         }
     };
@@ -376,6 +404,10 @@ impl Job {
                 && let Err(cause) = ctx.catalogue.replaced(&prefix, diverged.is_some())
             {
                 ctx.member.fatal(&format!("carry out the copied catalogue: {cause}"));
+            }
+            if prefix.is_dropped() {
+                prefix.close();
+                return Err(BootstrapError::Dropped);
             }
             prefix.set_phase(PrefixPhase::Open);
             shared.acks.restart();

@@ -17,6 +17,12 @@ pub trait PrefixDirs: Send + Sync + std::fmt::Debug {
     /// What the disk says.
     fn staging_dir(&self, name: &PrefixName, uuid: PrefixUuid) -> io::Result<PathBuf>;
 
+    /// Removes that folder, if there is one: the prefix was dropped.
+    ///
+    /// # Errors
+    /// What the disk says; the next start removes it.
+    fn forget_staging(&self, uuid: PrefixUuid) -> io::Result<()>;
+
     /// Makes the verified, closed and synced database in `staging/db` the present generation: writes `origin.json` with `offset`
     /// and `provenance`, moves `staging/db` to `gen-N/db`, syncs, switches `current` by one synced rename, removes what is
     /// left of `staging`. Answers N and the folder `gen-N`. The generation before stays on disk.

@@ -70,6 +70,13 @@ pub trait CatalogueHook: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// As [`CatalogueHook::applied`].
     fn replaced(&self, catalogue: &Prefix, diverged: bool) -> Result<(), String>;
+
+    /// A prefix was dropped while it was copied: sets aside what was put in its place after that, if anything was. Runs on a
+    /// blocking thread.
+    ///
+    /// # Errors
+    /// What the disk says; the next start does it.
+    fn forget(&self, dropped: &Prefix) -> Result<(), String>;
 }
 
 /// What replication needs of the member's state. All calls may block on the disk and come from blocking threads.

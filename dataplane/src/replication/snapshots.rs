@@ -225,6 +225,11 @@ impl Snapshots {
         self.close_matching(|s| s.expires_ms.load(Ordering::Acquire) <= now_ms).await;
     }
 
+    /// Closes those of prefixes that `keep` does not know.
+    pub async fn retain_prefixes(&self, keep: impl Fn(PrefixUuid) -> bool) {
+        self.close_matching(|s| !keep(s.prefix)).await;
+    }
+
     pub async fn close_all(&self) {
         self.close_matching(|_| true).await;
     }

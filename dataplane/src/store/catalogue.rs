@@ -135,6 +135,7 @@ pub struct Catalogue {
     fatal: FatalSwitch,
     /// Prefixes of this member that the catalogue it copied does not list: it is behind, and will.
     unlisted: Mutex<HashMap<PrefixUuid, PrefixName>>,
+    detaching: Mutex<()>,
 }
 
 impl Catalogue {
@@ -150,7 +151,16 @@ impl Catalogue {
         fatal: FatalSwitch,
     ) -> std::io::Result<Arc<Self>> {
         let (jobs, queue) = sync_channel(QUEUE);
-        let catalogue = Arc::new(Self { store, engine, layout, loops, jobs, fatal, unlisted: Mutex::default() });
+        let catalogue = Arc::new(Self {
+            store,
+            engine,
+            layout,
+            loops,
+            jobs,
+            fatal,
+            unlisted: Mutex::default(),
+            detaching: Mutex::default(),
+        });
         let weak = Arc::downgrade(&catalogue);
         std::thread::Builder::new().name("catalogue".into()).spawn(move || {
             for job in JobQueue(queue) {
@@ -341,7 +351,10 @@ impl Catalogue {
         Ok((prefix.uuid, position))
     }
 
-    fn detach(&self, name: &PrefixName, uuid: PrefixUuid) -> Result<(), CatalogueError> {
+    /// Takes a prefix out and keeps its data; one that is gone is so already.
+    pub(crate) fn detach(&self, name: &PrefixName, uuid: PrefixUuid) -> Result<(), CatalogueError> {
+        // Its record and a copy that comes too late may both ask for it.
+        let _detaching = self.detaching.lock();
         self.unlisted.lock().remove(&uuid);
         if let Some(gone) = self.store.remove_prefix(uuid) {
             gone.set_writer(None);

@@ -211,3 +211,23 @@ async fn an_upstream_that_can_not_be_reached_for_a_while_costs_none_of_the_copie
     b.shut().await;
     a.shut().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_left_of_the_copy_of_a_prefix_that_is_dropped_meanwhile() {
+    let settings = Settings { bootstrap_max_bytes_per_second: 512 << 10, ..Settings::default() };
+    let a = primary().await;
+    fill(&a.prefix("data"), 6);
+    prune(&a.prefix("data")).await;
+    let mut b = Node::with(2, store_uid(), settings, Tuning::default()).await;
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    eventually("it copies", || b.ctx.stats.bootstrap_bytes_received.get() > 0).await;
+    let staging = b.dir.path().join("staging").join(format!("data-{}", uuid_of("data")));
+    assert!(staging.exists());
+    b.store.remove_prefix(uuid_of("data")).unwrap();
+    a.store.remove_prefix(uuid_of("data")).unwrap();
+    eventually("the staging is removed", || !staging.exists()).await;
+    eventually("the source's checkpoint is removed", || a.ctx.stats.snapshots_open.get() == 0).await;
+    assert!(b.follower.as_ref().unwrap().status().bootstraps.is_empty());
+    b.shut().await;
+    a.shut().await;
+}

@@ -128,6 +128,9 @@ impl CatalogueHook for TestCatalogue {
         }
         Ok(())
     }
+    fn forget(&self, _: &Prefix) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 fn open_prefix(
