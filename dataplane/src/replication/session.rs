@@ -203,7 +203,7 @@ impl Live {
                 }
                 _ = tick.tick() => {
                     if heard.elapsed() > silence {
-                        return Err(LinkError::Silent);
+                        return Err(LinkError::Quiet(silence));
                     }
                     self.step(Event::Tick)?;
                     self.housekeeping()?;

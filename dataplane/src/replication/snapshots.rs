@@ -26,10 +26,10 @@ use super::wire::{position_from, position_to, prefix_from};
 use crate::clock;
 use crate::store::prefix::{Copy, Prefix, PrefixPhase};
 
-/// Bytes of one chunk.
-const CHUNK_BYTES: usize = 256 << 10;
+/// Bytes of one chunk: several files come at a time, and each chunk must within [`super::Tuning::silence`].
+const CHUNK_BYTES: usize = 64 << 10;
 /// Chunks read ahead of the network.
-const CHUNKS_AHEAD: usize = 4;
+const CHUNKS_AHEAD: usize = 16;
 /// Snapshots that may be open at a time.
 const MAX_OPEN: usize = 8;
 
