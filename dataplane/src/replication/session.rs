@@ -233,6 +233,9 @@ impl Live {
         for (&uuid, prefix) in &map.by_uuid {
             self.prefixes.entry(uuid).or_insert_with(|| prefix.clone());
             let state = self.core.state(uuid);
+            if prefix.lacks_room() && !self.shared.bootstraps.contains(uuid) {
+                continue;
+            }
             let has_copy = prefix.copy().is_some();
             if !has_copy && !self.shared.bootstraps.contains(uuid) {
                 self.shared.bootstraps.enqueue(uuid, BootstrapCause::Missing);

@@ -28,6 +28,8 @@ use crate::config::{Durability, PrefixCreate};
 use crate::disk::layout::{Generation, Layout, LayoutError};
 use crate::run::FatalSwitch;
 
+#[cfg(test)]
+mod tests;
 mod unlisted;
 
 /// Databases that are opened at a time: more gained nothing on two cores.
@@ -442,6 +444,24 @@ impl Catalogue {
         Ok(())
     }
 
+    /// Opens copies that could not be opened for lack of room, if there is some now. Called now and then.
+    pub fn open_waiting(&self) {
+        let prefixes = self.store.prefixes();
+        let waiting = prefixes.by_uuid.values().filter(|prefix| prefix.lacks_room() && prefix.copy().is_none());
+        let waiting: Vec<_> = waiting.cloned().collect();
+        // The reserve is whole only where there was room for more.
+        if waiting.is_empty() || self.layout.storage_trouble().is_some() {
+            return;
+        }
+        self.open_copies(&waiting);
+        for prefix in waiting.iter().filter(|prefix| prefix.copy().is_some()) {
+            tracing::info!(prefix = %prefix.name, "there is room again: prefix opened");
+            prefix.set_phase(PrefixPhase::Open);
+        }
+        // Whoever follows looks at them again.
+        self.store.bump();
+    }
+
     /// Opens the copies of these prefixes, several at a time: an open mostly waits for the disk to sync. One that can't be
     /// opened is stopped with its reason.
     fn open_copies(&self, prefixes: &[Arc<Prefix>]) {
@@ -450,6 +470,7 @@ impl Catalogue {
             while let Some(prefix) = prefixes.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Err(error) = self.open_copy(prefix) {
                     tracing::error!(prefix = %prefix.name, %error, "prefix can't be opened");
+                    prefix.set_lacks_room(error.is_full());
                     prefix.set_phase(PrefixPhase::Stopped { reason: error.to_string() });
                 }
             }

@@ -231,3 +231,31 @@ async fn nothing_is_left_of_the_copy_of_a_prefix_that_is_dropped_meanwhile() {
     b.shut().await;
     a.shut().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_waits_for_room_is_not_missing() {
+    let a = primary().await;
+    let mut b = Node::new(2).await;
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    write_many(&a.prefix("data"), 5, 100);
+    b.equals(&a, "data").await;
+    b.stop_following().await;
+    let closed = b.prefix("data").close().unwrap();
+    b.prefix("data").set_lacks_room(true);
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    write_many(&a.create("other"), 5, 100);
+    b.equals(&a, "other").await;
+    assert_eq!(b.ctx.stats.bootstraps_started.get(), 0);
+    assert!(b.follower.as_ref().unwrap().status().bootstraps.is_empty());
+    // There is room.
+    let history = b.prefix("data").history();
+    let copy = Copy { generation: 1, dir: closed.dir.clone(), sequence_offset: 0, db: closed.db.clone() };
+    b.prefix("data").install(copy, history);
+    b.store.set_loading(true);
+    b.store.set_loading(false);
+    write_many(&a.prefix("data"), 5, 100);
+    b.equals(&a, "data").await;
+    assert_eq!(b.ctx.stats.bootstraps_started.get(), 0);
+    b.shut().await;
+    a.shut().await;
+}
