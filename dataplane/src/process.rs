@@ -409,7 +409,7 @@ fn prune(pruner: &mut retention::Pruner, store: &Store, ctx: &ReplicationCtx, la
         Ok((_, total)) => total,
         Err(error) => return tracing::error!(%error, "WAL not pruned"),
     };
-    match pruner.pass(store, total, &|prefix| ctx.oldest_needed(prefix)) {
+    match pruner.pass(store, total, ctx) {
         Ok(pruned) if pruned.files > 0 => {
             tracing::info!(files = pruned.files, bytes = pruned.bytes, cut_off = pruned.cut_off, "WAL pruned");
         }

@@ -97,7 +97,7 @@ async fn while_it_copies_writes_go_on_and_the_hold_keeps_the_wal() {
     let mut b = Node::with(2, store_uid(), settings, Tuning::default()).await;
     b.follow(&reign(1), a.endpoint(), &a.endpoint());
     eventually("it copies", || b.ctx.stats.bootstrap_bytes_received.get() > 0).await;
-    let held = a.ctx.oldest_needed(uuid_of("data")).expect("a hold");
+    let held = a.ctx.needed_after(uuid_of("data")).expect("a hold");
     assert!(held <= a.prefix("data").applied());
     let progress = b.follower.as_ref().unwrap().status().bootstraps[&uuid_of("data")];
     assert!(progress.bytes_total > 5 << 20 && progress.attempts == 1);
