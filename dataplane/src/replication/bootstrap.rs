@@ -211,8 +211,8 @@ struct Job {
 struct Fetched {
     /// Where it came from.
     peer: Peer,
-    /// The hold at the upstream, if that is another member.
-    held: Option<Held>,
+    /// The hold at the upstream: the snapshot itself, if that is the source.
+    held: Held,
     manifest: Manifest,
     staging: PathBuf,
 }
@@ -254,7 +254,8 @@ impl Job {
                 ended = self.keep(held) => return Err(ended),
             },
         };
-        let Opened { peer, held, .. } = opened;
+        let Opened { peer, held, snapshot, .. } = opened;
+        let held = held.unwrap_or_else(|| Held::new(peer.clone(), &snapshot));
         Ok(Fetched { peer, held, manifest, staging })
     }
 
@@ -352,13 +353,14 @@ impl Job {
             }
             found
         });
-        let history = verified.await?;
         // The upstream's hold is what the stream needs now; the source's files are all here.
-        let (holder, id) = match &held {
-            Some(held) => (&held.peer, held.id.clone()),
-            None => (&peer, manifest.snapshot_id.clone()),
+        tokio::pin!(verified);
+        let history = tokio::select! {
+            history = &mut verified => history?,
+            // Nothing else may touch the files meanwhile; what became of the hold is asked next.
+            _ended = self.keep(&held) => verified.await?,
         };
-        if let Err(error) = self.renew(holder, &id).await {
+        if let Err(error) = self.renew(&held.peer, &held.id).await {
             if matches!(error, BootstrapError::SnapshotGone) {
                 let staging = staging.clone();
                 blocking(move || Ok(clear(&staging)?)).await?;
@@ -369,14 +371,17 @@ impl Job {
         self.ctx().stats.bootstraps_completed.inc();
         tracing::info!(prefix = %self.prefix.name, position = %self.prefix.position_at(self.prefix.applied()),
             bytes = manifest.total(), "the new copy is in place");
-        if held.is_some() {
+        if held.id != manifest.snapshot_id {
             self.let_go(&peer, manifest.snapshot_id);
         }
         let resumed = wait_for_stream(self.shared.clone(), self.prefix.clone());
-        let (job, holder) = (self.clone(), holder.clone());
+        let job = self.clone();
         tokio::spawn(async move {
-            resumed.await;
-            job.let_go(&holder, id);
+            tokio::select! {
+                () = resumed => {}
+                _ended = job.keep(&held) => {}
+            }
+            job.let_go(&held.peer, held.id);
         });
         Ok(())
     }

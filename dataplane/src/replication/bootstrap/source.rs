@@ -43,6 +43,13 @@ pub(super) struct Held {
     every: Duration,
 }
 
+impl Held {
+    pub(super) fn new(peer: Peer, snapshot: &v1::Snapshot) -> Self {
+        let every = Duration::from_millis((snapshot.hold_ms / 4).clamp(50, 30_000));
+        Self { peer, id: snapshot.snapshot_id.clone(), every }
+    }
+}
+
 /// A member that is asked.
 #[derive(Clone)]
 pub(super) struct Peer {
@@ -168,8 +175,7 @@ impl Job {
                 return Err(BootstrapError::Verify("the upstream holds its WAL from elsewhere".to_owned()));
             }
             upstream_latest = position_from(hold.latest);
-            let every = Duration::from_millis((hold.hold_ms / 4).clamp(50, 30_000));
-            held = Some(Held { peer: upstream, id: hold.snapshot_id, every });
+            held = Some(Held::new(upstream, &hold));
         }
         // The floor of a copy that goes on was stored when it was begun.
         if !resumed {
