@@ -234,6 +234,7 @@ impl Parts {
             self.ctx.clone(),
             self.layout.clone(),
             self.member.clone(),
+            self.admin.catalogue.clone(),
         ));
         keep_watermarks(self.store.clone(), self.watermarks.clone())?;
         wait_for_signal().await;
@@ -349,6 +350,7 @@ async fn housekeeping(
     ctx: Arc<ReplicationCtx>,
     layout: crate::disk::layout::Layout,
     member: Arc<Member>,
+    catalogue: Arc<Catalogue>,
 ) {
     let mut every = tokio::time::interval(HOUSEKEEPING);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -357,11 +359,13 @@ async fn housekeeping(
         every.tick().await;
         let (config, store, ctx, layout, member, pruner) =
             (config.clone(), store.clone(), ctx.clone(), layout.clone(), member.clone(), pruner.clone());
+        let catalogue = catalogue.clone();
         let work = tokio::task::spawn_blocking(move || {
             reread_settings(config.as_deref(), &store);
             member.forget_reached_floors();
             prune(&mut pruner.lock(), &store, &ctx, &layout);
             layout.keep_reserve();
+            catalogue.open_waiting();
             if pass % DETACHED_PASSES == 0 {
                 prune_detached(&store, &layout);
             }
@@ -405,7 +409,7 @@ fn prune(pruner: &mut retention::Pruner, store: &Store, ctx: &ReplicationCtx, la
         Ok((_, total)) => total,
         Err(error) => return tracing::error!(%error, "WAL not pruned"),
     };
-    match pruner.pass(store, total, &|prefix| ctx.oldest_needed(prefix)) {
+    match pruner.pass(store, total, ctx) {
         Ok(pruned) if pruned.files > 0 => {
             tracing::info!(files = pruned.files, bytes = pruned.bytes, cut_off = pruned.cut_off, "WAL pruned");
         }

@@ -77,6 +77,7 @@ const REPLICATION_COUNTERS: &[Of<ReplicationStats>] = &[
     ("bootstraps_resumed", "Bootstraps that went on with what an earlier attempt had", |s| s.bootstraps_resumed.get()),
     ("bootstraps_completed", "Bootstraps that ended with a new copy", |s| s.bootstraps_completed.get()),
     ("bootstrap_failures", "Attempts of bootstraps that failed", |s| s.bootstrap_failures.get()),
+    ("damaged_copies", "Copies refused because tables of their source are damaged", |s| s.damaged_copies.get()),
     ("bootstrap_received_bytes", "Bytes of files taken for bootstraps", |s| s.bootstrap_bytes_received.get()),
     ("snapshot_sent_bytes", "Bytes of files sent for bootstraps of others", |s| s.snapshot_bytes_sent.get()),
 ];

@@ -129,7 +129,7 @@ async fn session(shared: &Shared, to: &Target) -> Result<(), LinkError> {
     loop {
         tokio::select! {
             heard = tokio::time::timeout(ctx.tuning.silence, incoming.message()) => {
-                let message = heard.map_err(|_| LinkError::Silent)??.ok_or(LinkError::Closed)?;
+                let message = heard.map_err(|_| LinkError::Quiet(ctx.tuning.silence))??.ok_or(LinkError::Closed)?;
                 heard_primary(ctx, to, &message)?;
             }
             () = shared.acks.notify.notified() => {

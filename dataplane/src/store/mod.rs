@@ -202,12 +202,15 @@ impl Store {
         self.prefixes.load().by_uuid.get(&uuid).cloned()
     }
 
-    /// Adds a prefix; a present one of the same name or identity stays and is answered.
+    /// Adds a prefix; a present one of the same identity stays and is answered. The name is the added one's from now on.
     pub fn add_prefix(&self, prefix: Arc<Prefix>) -> Arc<Prefix> {
-        if let Some(present) = self.prefix_by_uuid(prefix.uuid) {
+        let uuid = prefix.uuid;
+        if let Some(present) = self.prefix_by_uuid(uuid)
+            && (prefix.name.is_catalogue()
+                || self.prefix(prefix.name.as_str().as_bytes()).is_some_and(|named| named.uuid == uuid))
+        {
             return present;
         }
-        let uuid = prefix.uuid;
         self.add_prefixes(vec![prefix.clone()]);
         self.prefix_by_uuid(uuid).unwrap_or(prefix)
     }
@@ -218,9 +221,8 @@ impl Store {
         let now = self.prefixes.load();
         let mut next = PrefixMap { by_name: now.by_name.clone(), by_uuid: now.by_uuid.clone() };
         for prefix in prefixes {
-            if next.by_uuid.contains_key(&prefix.uuid) {
-                continue;
-            }
+            // Who is added has the name, also where another had it meanwhile.
+            let prefix = next.by_uuid.get(&prefix.uuid).cloned().unwrap_or(prefix);
             if !prefix.name.is_catalogue() {
                 next.by_name.insert(prefix.name.as_str().as_bytes().into(), prefix.clone());
             }

@@ -132,6 +132,8 @@ pub struct Prefix {
     /// See [`Prefix::oldest_in_wal`].
     oldest_in_wal: AtomicU64,
     dropped: AtomicBool,
+    /// See [`Prefix::lacks_room`].
+    lacks_room: AtomicBool,
 }
 
 impl Prefix {
@@ -157,6 +159,7 @@ impl Prefix {
             bytes_total: AtomicU64::new(0),
             oldest_in_wal: AtomicU64::new(0),
             dropped: AtomicBool::new(false),
+            lacks_room: AtomicBool::new(false),
         }
     }
 
@@ -166,6 +169,7 @@ impl Prefix {
         let latest = copy.db.latest();
         *self.history.write() = history;
         self.copy.store(Some(Arc::new(copy)));
+        self.set_lacks_room(false);
         self.ring.reset(latest);
         self.oldest_in_wal.store(0, Ordering::Release);
         for mark in [&self.received, &self.applied, &self.durable, &self.released] {
@@ -438,6 +442,17 @@ impl Prefix {
         let mut all = Vec::clone(&self.subscriptions.load());
         all.retain(|s| !Arc::ptr_eq(s, subscription));
         self.subscriptions.store(Arc::new(all));
+    }
+
+    /// Whether its copy lies here and only can't be opened while the volume is full: it is not missing.
+    #[must_use]
+    pub fn lacks_room(&self) -> bool {
+        self.lacks_room.load(Ordering::Acquire)
+    }
+
+    /// Says whether its copy waits for room to be opened.
+    pub fn set_lacks_room(&self, lacks: bool) {
+        self.lacks_room.store(lacks, Ordering::Release);
     }
 
     /// Whether the catalogue dropped it.
