@@ -44,6 +44,13 @@ struct Hole {
     parts: Vec<Vec<u8>>,
 }
 
+/// What bytes wait for: that a group of writes is durable in one prefix, which has this number at its loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Ticket {
+    pub(super) index: usize,
+    pub(super) group: u64,
+}
+
 #[derive(Debug)]
 enum Segment {
     Bytes(Vec<u8>),
@@ -71,8 +78,8 @@ pub(super) struct Output {
     counted: usize,
     /// Size of the reply executed last.
     last_reply: usize,
-    /// From where in `ready` on bytes wait until a group of writes is durable, and which; both grow.
-    held: VecDeque<(u64, usize)>,
+    /// From where in `ready` on bytes wait until a group of writes is durable, and which; in the order of the bytes.
+    held: VecDeque<(Ticket, usize)>,
 }
 
 /// Says that replies go to the bytes that may go out, not to a segment.
@@ -161,7 +168,11 @@ impl Output {
     /// Bytes that wait, for the client to read, for a group to be durable or for a hole to be filled.
     pub(super) fn waiting(&self) -> usize {
         let last = if let Some(Segment::Bytes(bytes)) = self.later.back() { bytes.len() } else { 0 };
-        self.ready.len() - self.sent + self.enclosed + self.filled + last
+        self.ready.len() - self.sent
+            + self.enclosed
+            + self.filled
+            + last
+            + self.held.len() * size_of::<(Ticket, usize)>()
     }
 
     /// Bytes that may go out.
@@ -175,15 +186,13 @@ impl Output {
         self.holes > 0 || self.ready.len() > self.sent
     }
 
-    /// Holds the bytes from `from` of what [`Output::tail`] gave as [`READY`] until group `group` is durable; answers whether
-    /// nothing waited for that group before.
-    pub(super) fn hold(&mut self, group: u64, from: usize) -> bool {
+    /// Holds the bytes from `from` of what [`Output::tail`] gave as [`READY`] until this is durable.
+    pub(super) fn hold(&mut self, ticket: Ticket, from: usize) {
         // What comes later waits for what is before it anyway.
-        let news = self.held.back().is_none_or(|(last, _)| *last < group);
-        if news {
-            self.held.push_back((group, from));
+        let same = |last: &Ticket| last.index == ticket.index && last.group >= ticket.group;
+        if self.held.back().is_none_or(|(last, _)| !same(last)) {
+            self.held.push_back((ticket, from));
         }
-        news
     }
 
     /// Bytes were exchanged for others: what may still go out waits for the first group that something waits for.
@@ -193,11 +202,9 @@ impl Output {
         }
     }
 
-    /// All groups up to `group` are durable.
-    pub(super) fn let_go(&mut self, group: u64) {
-        while self.held.front().is_some_and(|(held, _)| *held <= group) {
-            self.held.pop_front();
-        }
+    /// All groups of a prefix up to this one are durable.
+    pub(super) fn let_go(&mut self, ticket: Ticket) {
+        self.held.retain(|(held, _)| held.index != ticket.index || held.group > ticket.group);
     }
 
     /// A reply of so many bytes was executed.

@@ -188,10 +188,9 @@ impl Dispatcher {
         self.pass_bytes += to - from;
         match self.exec.settle(MarkAt::Conn(session.id, segment), from, to) {
             Settled::Goes => {}
-            Settled::Held(group) => {
-                if session.output.hold(group, from) {
-                    self.exec.held(group, session.id);
-                }
+            Settled::Held(ticket) => {
+                session.output.hold(ticket, from);
+                self.exec.held(ticket, session.id);
             }
             Settled::Waits(index) => {
                 let bytes = out.split_off(from);

@@ -110,7 +110,7 @@ impl EventLoop {
         scanner: Scanner,
     ) -> io::Result<Self> {
         let mut exec = Executor::new(shared.clone(), shard);
-        exec.set_syncer(Syncer::start(shared.clone(), shard)?);
+        exec.set_syncer(Syncer::start(&shared, shard)?);
         if let Some(l) = &mut listening {
             poll.registry().register(&mut l.listener, LISTEN, Interest::READABLE)?;
         }

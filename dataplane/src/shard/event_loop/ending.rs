@@ -67,12 +67,11 @@ impl EventLoop {
 
     /// Lets go what waited for a group that is durable now.
     pub(super) fn take_synced(&mut self) {
-        let (group, waiting) = self.dispatch.exec.take_synced();
-        for id in waiting {
+        for (ticket, id) in self.dispatch.exec.take_synced() {
             let index = id.index as usize;
             let Some(Some(conn)) = self.conns.get_mut(index) else { continue };
             if conn.session.id == id {
-                conn.session.output.let_go(group);
+                conn.session.output.let_go(ticket);
                 Self::mark_dirty(&mut self.dirty, conn, index);
             }
         }

@@ -10,7 +10,7 @@ use parovoz_dataplane_core::resp::reply::reply_len;
 use parovoz_dataplane_core::types::{Position, Sequence};
 
 use super::{Executor, Refusal};
-use crate::shard::conn::READY;
+use crate::shard::conn::{READY, Ticket};
 use crate::shard::message::{Answer, CallReply, ConnId, ReplyTo};
 use crate::shard::stats::add;
 
@@ -56,7 +56,7 @@ pub(in crate::shard) enum Settled {
     /// It is kept apart, with what waits on this prefix.
     Waits(usize),
     /// It stays where it is, but goes out only when this group is durable.
-    Held(u64),
+    Held(Ticket),
 }
 
 /// A reply that waits for replicas or for the disk.
@@ -96,8 +96,9 @@ impl Executor {
             return if waits { Settled::Waits(index) } else { Settled::Goes };
         }
         let in_place = matches!(at, MarkAt::Conn(_, READY));
-        if self.wait_for > 0 && !in_place {
-            return self.depends.first().map_or(Settled::Goes, |index| Settled::Waits(*index));
+        let wait_for = self.wait_for;
+        if wait_for.group > 0 && !in_place {
+            return Settled::Waits(wait_for.index);
         }
         for index in self.depends.drain(..) {
             let batch = self.states[index].batch;
@@ -109,7 +110,7 @@ impl Executor {
                 _ => self.marks.push(Mark { at, from, to, index, batch }),
             }
         }
-        if self.wait_for > 0 { Settled::Held(self.wait_for) } else { Settled::Goes }
+        if wait_for.group > 0 { Settled::Held(wait_for) } else { Settled::Goes }
     }
 
     /// Keeps a reply until a prefix's batch is committed and, under W > 0, held by replicas.

@@ -8,7 +8,12 @@ fn rig() -> (Rig, Arc<Faulty>) {
 }
 
 fn with(change: impl FnOnce(Faulty) -> Faulty) -> (Rig, Arc<Faulty>) {
-    let rig = Rig::with(Plan { durability: Durability::Sync, ..Plan::default() }).prefixes(&["a", "b"]);
+    on(2, change)
+}
+
+/// The same with so many loops.
+fn on(loops: usize, change: impl FnOnce(Faulty) -> Faulty) -> (Rig, Arc<Faulty>) {
+    let rig = Rig::with(Plan { durability: Durability::Sync, loops, ..Plan::default() }).prefixes(&["a", "b"]);
     let mut raw = rig.raw();
     raw.send("SET a:old 1\r\nSET b:old 1\r\n");
     raw.expect("+OK\r\n+OK\r\n");
@@ -146,4 +151,33 @@ async fn calls_wait_for_the_disk_if_they_wrote_or_saw_what_is_not_on_it() {
     disk.hold(false);
     assert!(matches!(write.await.unwrap().unwrap(), Answer::Written { outcome: 1, .. }));
     assert!(matches!(read.await.unwrap().unwrap(), Answer::Values(values) if values == [Some(("v".into(), 0))]));
+}
+
+#[test]
+fn a_prefix_does_not_wait_for_the_disk_of_another_one_of_its_loop() {
+    let (rig, disk) = on(1, |db| db);
+    let (mut slow, mut quick) = (rig.raw(), rig.raw());
+    disk.hold(true);
+    // Both in one group.
+    slow.send("MSET a:k v b:k v\r\nSET b:l v\r\n");
+    wait_until("the sync is under way", || disk.syncs() == 1);
+    for i in 0..100 {
+        quick.send(format!("SET b:k {i}\r\nGET b:k\r\nINCR b:old\r\nGET b:l\r\n"));
+        quick.expect(&format!("+OK\r\n${}\r\n{i}\r\n:{}\r\n$1\r\nv\r\n", i.to_string().len(), i + 2));
+    }
+    slow.expect_silence();
+    disk.hold(false);
+    slow.expect("+OK\r\n+OK\r\n");
+}
+
+#[test]
+fn replies_that_wait_for_several_disks_keep_their_order() {
+    let (rig, disk) = on(1, |db| db);
+    let mut raw = rig.raw();
+    disk.hold(true);
+    raw.send("INCR b:n\r\nINCR a:n\r\nINCR b:n\r\nINCR a:n\r\nINCR b:n\r\n");
+    raw.expect(":1\r\n");
+    raw.expect_silence();
+    disk.hold(false);
+    raw.expect(":1\r\n:2\r\n:2\r\n:3\r\n");
 }
