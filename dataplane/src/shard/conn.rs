@@ -51,6 +51,16 @@ pub(super) struct Ticket {
     pub(super) group: u64,
 }
 
+/// Replies in `ready` that wait, from where to where.
+#[derive(Debug)]
+struct Held {
+    ticket: Ticket,
+    from: usize,
+    to: usize,
+    /// They are about writes.
+    wrote: bool,
+}
+
 #[derive(Debug)]
 enum Segment {
     Bytes(Vec<u8>),
@@ -78,8 +88,10 @@ pub(super) struct Output {
     counted: usize,
     /// Size of the reply executed last.
     last_reply: usize,
-    /// From where in `ready` on bytes wait until a group of writes is durable, and which; in the order of the bytes.
-    held: VecDeque<(Ticket, usize)>,
+    /// What waits until a group of writes is durable, in the order of the bytes.
+    held: VecDeque<Held>,
+    /// Bytes were exchanged: where which of `held` stands is not known any more.
+    moved: bool,
 }
 
 /// Says that replies go to the bytes that may go out, not to a segment.
@@ -168,16 +180,12 @@ impl Output {
     /// Bytes that wait, for the client to read, for a group to be durable or for a hole to be filled.
     pub(super) fn waiting(&self) -> usize {
         let last = if let Some(Segment::Bytes(bytes)) = self.later.back() { bytes.len() } else { 0 };
-        self.ready.len() - self.sent
-            + self.enclosed
-            + self.filled
-            + last
-            + self.held.len() * size_of::<(Ticket, usize)>()
+        self.ready.len() - self.sent + self.enclosed + self.filled + last + self.held.len() * size_of::<Held>()
     }
 
     /// Bytes that may go out.
     pub(super) fn unsent(&self) -> &[u8] {
-        let end = self.held.front().map_or(self.ready.len(), |(_, from)| *from);
+        let end = self.held.front().map_or(self.ready.len(), |held| held.from);
         &self.ready[self.sent..end.max(self.sent)]
     }
 
@@ -186,25 +194,56 @@ impl Output {
         self.holes > 0 || self.ready.len() > self.sent
     }
 
-    /// Holds the bytes from `from` of what [`Output::tail`] gave as [`READY`] until this is durable.
-    pub(super) fn hold(&mut self, ticket: Ticket, from: usize) {
-        // What comes later waits for what is before it anyway.
-        let same = |last: &Ticket| last.index == ticket.index && last.group >= ticket.group;
-        if self.held.back().is_none_or(|(last, _)| !same(last)) {
-            self.held.push_back((ticket, from));
+    /// Holds replies from `from` to `to` in what [`Output::tail`] gave as [`READY`] until this is durable, and so what comes
+    /// after them.
+    pub(super) fn hold(&mut self, ticket: Ticket, from: usize, to: usize, wrote: bool) {
+        match self.held.back_mut() {
+            Some(last) if last.ticket == ticket && last.to == from && last.wrote == wrote => last.to = to,
+            _ => self.held.push_back(Held { ticket, from, to, wrote }),
         }
     }
 
     /// Bytes were exchanged for others: what may still go out waits for the first group that something waits for.
     pub(super) fn hold_all(&mut self) {
-        for (_, from) in &mut self.held {
-            *from = self.sent;
+        for held in &mut self.held {
+            held.from = self.sent;
         }
+        self.moved = !self.held.is_empty();
     }
 
     /// All groups of a prefix up to this one are durable.
     pub(super) fn let_go(&mut self, ticket: Ticket) {
-        self.held.retain(|(held, _)| held.index != ticket.index || held.group > ticket.group);
+        self.held.retain(|held| held.ticket.index != ticket.index || held.ticket.group > ticket.group);
+        self.moved &= !self.held.is_empty();
+    }
+
+    /// Puts an error in the place of every reply that waits for exactly this: the first one where it is about a write, else the
+    /// second. Answers how many there were; `None` if nobody knows which they are.
+    pub(super) fn give_up(&mut self, ticket: Ticket, errors: &[Vec<u8>; 2]) -> Option<usize> {
+        if self.moved {
+            return None;
+        }
+        let (mut out, mut at, mut count) = (Vec::with_capacity(self.ready.len()), 0, 0);
+        for mut held in std::mem::take(&mut self.held) {
+            out.extend_from_slice(&self.ready[at..held.from]);
+            at = held.to;
+            let mut replies = &self.ready[held.from..held.to];
+            held.from = out.len();
+            if held.ticket == ticket {
+                while !replies.is_empty() {
+                    replies = &replies[reply_len(replies).unwrap_or(replies.len())..];
+                    out.extend_from_slice(&errors[usize::from(!held.wrote)]);
+                    count += 1;
+                }
+            } else {
+                out.extend_from_slice(replies);
+                held.to = out.len();
+                self.held.push_back(held);
+            }
+        }
+        out.extend_from_slice(&self.ready[at..]);
+        self.ready = out;
+        Some(count)
     }
 
     /// A reply of so many bytes was executed.
@@ -423,5 +462,35 @@ mod tests {
         o.fill(hole, 0, b"+2\r\n");
         o.fill(99, 0, b"+3\r\n");
         assert_eq!(sent(&mut o), "+1\r\n");
+    }
+
+    #[test]
+    fn what_is_given_up_becomes_errors_and_the_rest_still_waits() {
+        let mut o = Output::default();
+        let ticket = |index, group| Ticket { index, group };
+        let mut put = |text: &str, held: Option<(Ticket, bool)>| {
+            let (out, _) = o.tail();
+            let from = out.len();
+            out.extend_from_slice(text.as_bytes());
+            let to = out.len();
+            if let Some((ticket, wrote)) = held {
+                o.hold(ticket, from, to, wrote);
+            }
+        };
+        put("+1\r\n", None);
+        put("+2\r\n", Some((ticket(1, 5), true)));
+        put("+3\r\n", Some((ticket(1, 5), true)));
+        put("$1\r\n4\r\n", Some((ticket(1, 5), false)));
+        put("+5\r\n", Some((ticket(2, 5), true)));
+        put("+6\r\n", None);
+        put("+7\r\n", Some((ticket(2, 6), true)));
+        let errors = [b"-TIMEOUT w\r\n".to_vec(), b"-R\r\n".to_vec()];
+        assert_eq!(sent(&mut o), "+1\r\n");
+        assert_eq!(o.give_up(ticket(1, 5), &errors), Some(3));
+        assert_eq!(sent(&mut o), "-TIMEOUT w\r\n-TIMEOUT w\r\n-R\r\n");
+        o.let_go(ticket(2, 5));
+        assert_eq!(sent(&mut o), "+5\r\n+6\r\n");
+        assert_eq!(o.give_up(ticket(2, 6), &errors), Some(1));
+        assert_eq!(sent(&mut o), "-TIMEOUT w\r\n");
     }
 }

@@ -68,7 +68,7 @@ fn server(exec: &Executor, text: &mut String) {
 fn clients(exec: &Executor, text: &mut String) {
     line(text, "connected_clients", exec.shared.clients.len());
     line(text, "maxclients", exec.shared.max_connections);
-    line(text, "blocked_clients", sum(exec, |s| &s.parked));
+    line(text, "blocked_clients", sum(exec, |s| &s.parked) + sum(exec, |s| &s.held));
 }
 
 fn memory(exec: &Executor, text: &mut String) {

@@ -9,10 +9,14 @@ use std::collections::BTreeMap;
 use parovoz_dataplane_core::types::Sequence;
 
 use super::Executor;
+use super::park::PARKED_MS;
 use crate::shard::conn::Ticket;
 use crate::shard::message::ConnId;
 use crate::shard::pending::Pending;
 use crate::shard::syncer::{Part, Syncer};
+
+/// Between two looks at deadlines.
+const LOOK_EVERY_MS: u64 = 250;
 
 /// How durable a prefix is, by groups.
 #[derive(Debug, Default)]
@@ -25,7 +29,15 @@ pub(super) struct Syncs {
     /// The prefix is durable up to this group.
     done: u64,
     /// Connections whose output waits for a group.
-    held: BTreeMap<u64, Vec<ConnId>>,
+    held: BTreeMap<u64, Held>,
+}
+
+/// Who waits for one group of a prefix.
+#[derive(Debug)]
+struct Held {
+    /// `boot_ms` when they give up.
+    deadline: u64,
+    conns: Vec<ConnId>,
 }
 
 impl Syncs {
@@ -45,6 +57,8 @@ pub(super) struct Durable {
     parts: Vec<Part>,
     /// Prefixes with a group that is not durable.
     open: Vec<usize>,
+    /// When deadlines are looked at next.
+    look_at: u64,
     /// Keys of groups up to `older_last`.
     older: Pending,
     older_last: u64,
@@ -59,6 +73,7 @@ impl Default for Durable {
             present: 1,
             parts: Vec::new(),
             open: Vec::new(),
+            look_at: 0,
             older: Pending::default(),
             older_last: 0,
             newer: Pending::default(),
@@ -140,10 +155,12 @@ impl Executor {
 
     /// A connection's output waits for a group of a prefix.
     pub(in crate::shard) fn held(&mut self, ticket: Ticket, conn: ConnId) {
-        let waiting = self.states[ticket.index].syncs.held.entry(ticket.group).or_default();
+        let deadline = self.boot_ms + PARKED_MS;
+        let held = &mut self.states[ticket.index].syncs.held;
+        let held = held.entry(ticket.group).or_insert_with(|| Held { deadline, conns: Vec::new() });
         // A connection's requests of one pass are executed in a row.
-        if waiting.last() != Some(&conn) {
-            waiting.push(conn);
+        if held.conns.last() != Some(&conn) {
+            held.conns.push(conn);
         }
     }
 
@@ -161,7 +178,7 @@ impl Executor {
             let later = syncs.held.split_off(&(syncs.done + 1));
             let ticket = Ticket { index, group: syncs.done };
             let waited = std::mem::replace(&mut syncs.held, later);
-            free.extend(waited.into_values().flatten().map(|conn| (ticket, conn)));
+            free.extend(waited.into_values().flat_map(|held| held.conns).map(|conn| (ticket, conn)));
         }
         let states = &self.states;
         durable.open.retain(|index| states[*index].syncs.is_open());
@@ -171,6 +188,29 @@ impl Executor {
             durable.older_last = durable.present - 1;
         }
         free
+    }
+
+    /// Connections that waited too long, and for what: nobody knows whether the disk will ever confirm it.
+    pub(in crate::shard) fn take_late(&mut self) -> Vec<(Ticket, ConnId)> {
+        let (durable, now) = (&mut self.durable, self.boot_ms);
+        let mut late = Vec::new();
+        if now < durable.look_at {
+            return late;
+        }
+        durable.look_at = now + LOOK_EVERY_MS;
+        for &index in &durable.open {
+            let held = &mut self.states[index].syncs.held;
+            for (group, held) in held.extract_if(.., |_, held| held.deadline <= now) {
+                late.extend(held.conns.into_iter().map(|conn| (Ticket { index, group }, conn)));
+            }
+        }
+        late
+    }
+
+    /// Connections that wait, those that wait for several groups counted as often.
+    pub(super) fn held_count(&self) -> usize {
+        let of = |index: &usize| self.states[*index].syncs.held.values().map(|held| held.conns.len()).sum::<usize>();
+        self.durable.open.iter().map(of).sum()
     }
 
     /// Hands this pass's group over. Call at the end of a pass.

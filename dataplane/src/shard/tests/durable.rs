@@ -181,3 +181,41 @@ fn replies_that_wait_for_several_disks_keep_their_order() {
     disk.hold(false);
     raw.expect(":1\r\n:2\r\n:2\r\n:3\r\n");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_is_named_and_whoever_waits_for_it_learns_that_nobody_knows() {
+    let (rig, disk) = rig();
+    let handle = rig.shards.handle();
+    let prefix = rig.store.prefix(b"a").unwrap();
+    let mut clients: Vec<Raw> = (0..4).map(|_| rig.raw()).collect();
+    disk.hold(true);
+    clients[0].send("PING\r\nSET a:k v\r\nPING\r\nSET a:k w\r\n");
+    clients[0].expect("+PONG\r\n");
+    wait_until("the sync is under way", || rig.store.longest_sync().is_some());
+    for client in &mut clients[1..] {
+        client.send("GET a:k\r\nGET a:old\r\n");
+    }
+    let set = Request::Set { key: "k".into(), value: "v".into(), ttl_ms: 0, if_absent: false };
+    let call = tokio::spawn(async move { handle.call(&prefix, set).await });
+    wait_until("all are counted as blocked", || rig.sum(|s| &s.held) >= 5);
+    assert_eq!(rig.store.disk_trouble(), None, "it may still end");
+
+    let unknown = "-TIMEOUT write outcome unknown: it was not confirmed in time by the disk of this member";
+    clients[0].expect_line(unknown);
+    clients[0].expect("+PONG\r\n");
+    clients[0].expect_line(unknown);
+    for client in &mut clients[1..] {
+        client.expect_line("-TRYAGAIN read not answered: what it shows was not confirmed in time by the disk");
+        client.expect("$1\r\n1\r\n");
+    }
+    let error = call.await.unwrap().unwrap_err();
+    assert!(matches!(&error, CallError::Unknown(why) if why.contains("disk")), "{error}");
+    wait_until("the disk is named", || rig.store.disk_trouble().is_some_and(|why| why.contains("prefix a")));
+    assert_eq!(rig.sum(|s| &s.held), 0);
+    assert_eq!(rig.sum(|s| &s.parked_timeouts), 6);
+
+    disk.hold(false);
+    clients[0].send("SET a:k 2\r\nGET a:k\r\n");
+    clients[0].expect("+OK\r\n$1\r\n2\r\n");
+    wait_until("nothing is wrong any more", || rig.store.disk_trouble().is_none());
+}
