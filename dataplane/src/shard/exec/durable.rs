@@ -134,6 +134,18 @@ impl Executor {
         state.syncs.whole = if batched { self.durable.present } else { state.syncs.last };
     }
 
+    /// Syncs are wanted from now on: nothing that was committed before without one is shown until it has had it.
+    pub(super) fn sync_all(&mut self) {
+        for index in 0..self.states.len() {
+            let state = &self.states[index];
+            let (applied, durable) = (state.prefix.applied(), state.prefix.durable());
+            if self.primary && !state.gone && durable < applied {
+                self.gather(index, (self.required == 0).then_some(applied));
+                self.sync_whole(index);
+            }
+        }
+    }
+
     /// Something was committed without a sync, or might have been. Once it is durable, replies up to `release` may go.
     pub(super) fn gather(&mut self, index: usize, release: Option<Sequence>) {
         let durable = &mut self.durable;

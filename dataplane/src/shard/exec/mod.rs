@@ -218,8 +218,13 @@ impl Executor {
     pub(super) fn begin(&mut self, now_ms: u64, boot_ms: u64) {
         self.now_ms = now_ms;
         self.boot_ms = boot_ms;
-        self.sync = self.shared.store.settings.load().durability == Durability::Sync;
+        let sync = self.shared.store.settings.load().durability == Durability::Sync;
+        let begins = sync && !self.sync;
+        self.sync = sync;
         self.refresh();
+        if begins {
+            self.sync_all();
+        }
     }
 
     /// Takes note of changed roles and prefixes.
@@ -241,7 +246,7 @@ impl Executor {
             } else if self.required == 0 {
                 // The new reign needs no replica, and what was committed is in its history.
                 let prefix = self.states[index].prefix.clone();
-                if self.sync {
+                if self.sync && prefix.durable() < prefix.applied() {
                     self.gather(index, Some(prefix.applied()));
                 } else {
                     prefix.release(prefix.applied());

@@ -219,3 +219,22 @@ async fn a_disk_that_hangs_is_named_and_whoever_waits_for_it_learns_that_nobody_
     clients[0].expect("+OK\r\n$1\r\n2\r\n");
     wait_until("nothing is wrong any more", || rig.store.disk_trouble().is_none());
 }
+
+#[test]
+fn what_was_written_before_syncs_were_wanted_is_shown_once_it_is_durable() {
+    let (rig, disk) = rig();
+    let wants = |durability| rig.store.settings.store(Arc::new(Settings { durability, ..Settings::default() }));
+    let (mut raw, prefix) = (rig.raw(), rig.store.prefix(b"a").unwrap());
+    wants(Durability::Os);
+    disk.hold(true);
+    raw.send("SET a:k v\r\nGET a:k\r\n");
+    raw.expect("+OK\r\n$1\r\nv\r\n");
+    assert!(prefix.durable() < prefix.applied());
+    wants(Durability::Sync);
+    raw.send("GET a:k\r\n");
+    wait_until("the sync is under way", || disk.syncs() == 1);
+    raw.expect_silence();
+    disk.hold(false);
+    raw.expect("$1\r\nv\r\n");
+    assert_eq!(prefix.durable(), prefix.applied());
+}
