@@ -21,7 +21,7 @@ use tonic::transport::Server;
 use crate::admin::AdminService;
 use crate::config::{RunArgs, Settings};
 use crate::disk::watermarks::{NOTED_EVERY, Watermarks};
-use crate::grpc::StoreService;
+use crate::grpc::{Paced, StoreService};
 use crate::logging::LogControl;
 use crate::member::Member;
 use crate::member::following::Following;
@@ -198,11 +198,11 @@ impl Parts {
     }
 
     async fn serve_until_signal(&self, args: &RunArgs, stopping: &watch::Receiver<bool>) -> Result<(), RunError> {
-        let service = StoreService::new(self.store.clone(), self.shards.handle());
         for (runtime, port) in [(&self.client, args.client_port), (&self.bulk, args.bulk_port)] {
             let listener = listen(args, port).await?;
-            let server = StoreServer::new(service.clone()).max_decoding_message_size(self.store.limits.batch * 2);
-            let router = Server::builder().tcp_nodelay(true).add_service(server);
+            let service = StoreService::new(self.store.clone(), self.shards.handle());
+            let server = StoreServer::new(service).max_decoding_message_size(self.store.limits.batch * 2);
+            let router = Server::builder().tcp_nodelay(true).add_service(Paced(server));
             serve_router(runtime.handle(), router, listener, stopping.clone());
         }
         let listener = listen(args, args.replication_port).await?;

@@ -156,3 +156,35 @@ async fn a_replica_refuses_writes_with_the_primarys_address_and_reads_what_one_w
     let fresh = Some(v1::ReadOptions { min_position: None, max_staleness_ms: 60_000 });
     replica.get(v1::GetRequest { read: fresh, ..key("k") }).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_that_nobody_reads_are_ended_and_leave_the_other_port_alone() {
+    let node = Node::start("a");
+    store_of(&node, &[]).await;
+    crate::node::fill(&node, "p", 0, 2_000, 5_000);
+    let all = v1::RangeRequest { prefix: "p".into(), ..v1::RangeRequest::default() };
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        let mut c = client(&node, 7000).await;
+        for _ in 0..64 {
+            unread.push(c.range(all.clone()).await.unwrap().into_inner());
+        }
+    }
+    let one = v1::RangeRequest { limit: 1, ..all };
+    let mut bulk = client(&node, 7001).await;
+    let mut stream = bulk.range(one.clone()).await.unwrap().into_inner();
+    assert_eq!(stream.message().await.unwrap().unwrap().items.len(), 1, "the bulk port has places of its own");
+    let mut c = client(&node, 7000).await;
+    let refused = c.range(one.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    within("places are given back", async || c.range(one.clone()).await.ok()).await;
+    let error = loop {
+        match unread[0].message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the range is not whole"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(error.code(), Code::Aborted, "{error}");
+    assert!(error.message().contains("took nothing"), "{error}");
+}
