@@ -13,6 +13,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use parovoz_dataplane_core::resp::Reply;
 use slab::Slab;
+use socket2::TcpKeepalive;
 
 use super::Shared;
 use super::conn::{Conn, Pause};
@@ -45,6 +46,8 @@ const INPUT_BYTES_MAX: usize = 1 << 30;
 const TICK_MS: u64 = 1000;
 /// Between two looks at what nobody wakes the loop for.
 const POLL_MS: u64 = 1;
+/// A connection that is silent for so long is asked whether it is still there, by TCP; as Redis does.
+const KEEPALIVE: Duration = Duration::from_secs(300);
 /// How long a stopping loop waits for replies that others owe and for clients to take theirs.
 const DRAIN_MS: u64 = 2000;
 
@@ -534,8 +537,10 @@ fn welcome(shared: &Shared, shard: usize, mut stream: TcpStream, peer: SocketAdd
         return None;
     };
     add(&shared.stats[shard].accepted, 1);
-    if let Err(e) = stream.set_nodelay(true) {
-        tracing::debug!(error = %e, "set TCP_NODELAY");
+    let socket = socket2::SockRef::from(&stream);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 10);
+    if let Err(e) = stream.set_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive)) {
+        tracing::debug!(error = %e, "set TCP_NODELAY and SO_KEEPALIVE");
     }
     Some(Box::new(Conn::new(stream, client, shared.store.limits.batch)))
 }

@@ -1,5 +1,7 @@
 //! The `Store` service as a gRPC client sees it.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use parovoz_proto::v1;
@@ -187,4 +189,44 @@ async fn ranges_that_nobody_reads_are_ended_and_leave_the_other_port_alone() {
     };
     assert_eq!(error.code(), Code::Aborted, "{error}");
     assert!(error.message().contains("took nothing"), "{error}");
+}
+
+/// Whether the node's socket of this connection has a timer: that of keepalive, if it is idle.
+fn has_timer(server: SocketAddr, client: SocketAddr) -> bool {
+    let port = |a: SocketAddr| format!(":{:04X}", a.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let fields = table.lines().map(|l| l.split_ascii_whitespace().collect::<Vec<_>>());
+    let mut ours = fields.filter(|f| f[1].ends_with(&port(server)) && f[2].ends_with(&port(client)));
+    ours.next().is_some_and(|f| f[5].starts_with("02:"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_are_gone_without_a_word_are_noticed_on_every_port() {
+    let node = Node::start("a");
+    store_of(&node, &[]).await;
+    let mut streams = Vec::new();
+    for port in [6379, 7000, 7001] {
+        let address = SocketAddr::from((node.ip, port));
+        let stream =
+            within("the port listens", async || TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok())
+                .await;
+        let local = stream.local_addr().unwrap();
+        within("TCP watches the connection", async || has_timer(address, local).then_some(())).await;
+        streams.push(stream);
+    }
+    // A client that never answers a ping is closed.
+    let mut silent = streams.remove(1);
+    silent.set_read_timeout(Some(crate::node::DEADLINE)).unwrap();
+    silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut pinged = false;
+    let closed = tokio::task::spawn_blocking(move || {
+        let mut head = [0; 9];
+        while silent.read_exact(&mut head).is_ok() {
+            let len = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            pinged |= head[3] == 6;
+            silent.read_exact(&mut vec![0; len as usize]).unwrap();
+        }
+        pinged
+    });
+    assert!(closed.await.unwrap(), "a ping came before the end");
 }
