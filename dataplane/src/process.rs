@@ -14,14 +14,14 @@ use parovoz_proto::v1::admin_server::AdminServer;
 use parovoz_proto::v1::store_server::StoreServer;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 use crate::admin::AdminService;
 use crate::config::{RunArgs, Settings};
 use crate::disk::watermarks::{NOTED_EVERY, Watermarks};
-use crate::grpc::StoreService;
+use crate::grpc::{Paced, StoreService};
 use crate::logging::LogControl;
 use crate::member::Member;
 use crate::member::following::Following;
@@ -38,6 +38,11 @@ use crate::store::{Endpoint, Store, retention};
 
 /// How long a stopping primary waits for its followers to have everything.
 const HAND_OVER: Duration = Duration::from_secs(3);
+/// Between two pings that a gRPC client must answer, and how long it may take.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_PATIENCE: Duration = Duration::from_secs(20);
+/// A connection on which TCP has heard nothing for so long is probed.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(300);
 /// Between two looks at the settings file, and between two passes of the pruner.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// Passes of housekeeping between two looks at `detached/`.
@@ -198,11 +203,14 @@ impl Parts {
     }
 
     async fn serve_until_signal(&self, args: &RunArgs, stopping: &watch::Receiver<bool>) -> Result<(), RunError> {
-        let service = StoreService::new(self.store.clone(), self.shards.handle());
         for (runtime, port) in [(&self.client, args.client_port), (&self.bulk, args.bulk_port)] {
             let listener = listen(args, port).await?;
-            let server = StoreServer::new(service.clone()).max_decoding_message_size(self.store.limits.batch * 2);
-            let router = Server::builder().tcp_nodelay(true).add_service(server);
+            let service = StoreService::new(self.store.clone(), self.shards.handle());
+            let server = StoreServer::new(service).max_decoding_message_size(self.store.limits.batch * 2);
+            let router = Server::builder()
+                .http2_keepalive_interval(Some(PING_EVERY))
+                .http2_keepalive_timeout(Some(PING_PATIENCE))
+                .add_service(Paced(server));
             serve_router(runtime.handle(), router, listener, stopping.clone());
         }
         let listener = listen(args, args.replication_port).await?;
@@ -316,7 +324,8 @@ fn serve_router(
         let stopped = async move {
             let _ = stopping.wait_for(|stop| *stop).await;
         };
-        if let Err(error) = router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(TCP_KEEPALIVE));
+        if let Err(error) = router.serve_with_incoming_shutdown(incoming, stopped).await {
             tracing::error!(%error, "a server ended");
         }
     });

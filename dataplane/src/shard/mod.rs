@@ -10,6 +10,7 @@
 mod cache;
 mod clients;
 mod conn;
+mod counts;
 mod dispatch;
 mod event_loop;
 mod exec;
@@ -77,6 +78,7 @@ pub(crate) struct Shared {
     /// Per loop: `boot_ms` of its last pass.
     beats: Box<[AtomicU64]>,
     calls: Arc<Semaphore>,
+    counts: counts::Counts,
 }
 
 impl std::fmt::Debug for Shared {
@@ -157,6 +159,7 @@ impl Shards {
             drained: (0..loops).map(|_| AtomicBool::new(false)).collect(),
             beats: (0..loops).map(|_| AtomicU64::new(now)).collect(),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
+            counts: counts::Counts::default(),
         });
         let scanner = scan::Scanner::start(shared.clone()).map_err(|cause| StartError::Loop { number: 0, cause })?;
         let (ends, ended) = mpsc::channel();

@@ -20,6 +20,9 @@ use self::ring::RingBudget;
 use crate::clock;
 use crate::config::Settings;
 
+/// A sync that takes so long hangs.
+const HUNG_SYNC_MS: u64 = 10_000;
+
 /// What this member is at the moment. Replaced as a whole.
 #[derive(Debug, Clone, Default)]
 pub struct RoleView {
@@ -316,6 +319,22 @@ impl Store {
             0 => None,
             at => Some(clock::boot_ms().saturating_sub(at)),
         }
+    }
+
+    /// The prefix whose sync is under way for the longest time, and for how many milliseconds.
+    #[must_use]
+    pub fn longest_sync(&self) -> Option<(PrefixName, u64)> {
+        let prefixes = self.prefixes.load();
+        let (prefix, began) =
+            prefixes.by_uuid.values().filter_map(|p| Some((p, p.syncing_since()?))).min_by_key(|(_, began)| *began)?;
+        Some((prefix.name.clone(), clock::boot_ms().saturating_sub(began)))
+    }
+
+    /// What is wrong with the disk, for people: a sync that hangs.
+    #[must_use]
+    pub fn disk_trouble(&self) -> Option<String> {
+        let (prefix, ms) = self.longest_sync().filter(|(_, ms)| *ms > HUNG_SYNC_MS)?;
+        Some(format!("the disk hangs: the sync of prefix {prefix} has not ended for {ms} ms"))
     }
 
     fn bump(&self) {

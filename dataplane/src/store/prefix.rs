@@ -120,6 +120,8 @@ pub struct Prefix {
     received: AtomicU64,
     applied: AtomicU64,
     durable: AtomicU64,
+    /// `boot_ms` when the sync under way began; 0 = there is none.
+    syncing_since: AtomicU64,
     /// Writes up to here may be answered.
     released: AtomicU64,
     /// What the upstream last said of its own position.
@@ -152,6 +154,7 @@ impl Prefix {
             received: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             durable: AtomicU64::new(0),
+            syncing_since: AtomicU64::new(0),
             released: AtomicU64::new(0),
             upstream_latest: Mutex::new(Position::ZERO),
             subscriptions: ArcSwap::from_pointee(Vec::new()),
@@ -289,12 +292,29 @@ impl Prefix {
         if let Some(copy) = self.copy.load().as_ref()
             && self.durable.load(Ordering::Acquire) < applied
         {
-            copy.db.sync()?;
+            self.watched(|| copy.db.sync())?;
             self.mark_durable(applied);
             // Senders of synced bytes only may have waited for this.
             self.signal();
         }
         Ok(self.durable())
+    }
+
+    /// Says while it runs since when the disk is waited for; of several at once, the one that began first.
+    fn watched<T>(&self, sync: impl FnOnce() -> T) -> T {
+        let began = clock::boot_ms().max(1);
+        let first = self.syncing_since.compare_exchange(0, began, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let result = sync();
+        if first {
+            self.syncing_since.store(0, Ordering::Release);
+        }
+        result
+    }
+
+    /// `boot_ms` when the sync that is under way began.
+    #[must_use]
+    pub fn syncing_since(&self) -> Option<u64> {
+        Some(self.syncing_since.load(Ordering::Acquire)).filter(|began| *began > 0)
     }
 
     /// Lets `reign` (or nobody) commit; waits for a commit under way. Adding the reign's epoch record to the data is the
