@@ -244,7 +244,7 @@ impl Job {
             address = %opened.peer, held_after = %opened.held_after(), resumed = opened.resumed,
             files = opened.snapshot.files.len(), "copy prefix");
         let (manifest, todos, here) = self.prepare(&opened, &staging, before).await?;
-        self.check_space(manifest.total().saturating_sub(here)).await?;
+        self.check_space(manifest.total().saturating_sub(here) + manifest.scratch_bytes()).await?;
         self.meter.begin(manifest.total(), here);
         let fetch = self.fetch_files(&opened.peer, manifest, todos, &staging);
         let manifest = match &opened.held {

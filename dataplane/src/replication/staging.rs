@@ -126,6 +126,11 @@ impl Manifest {
         Ok((Self { format: FORMAT, snapshot_id, source, source_address, sequence_offset, held_after, files }, todos))
     }
 
+    /// Bytes that [`scratch_dir`] takes: tables are only linked.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.files.iter().filter(|f| !is_table(&f.name)).map(|f| f.size).sum()
+    }
+
     /// Bytes of all files.
     pub fn total(&self) -> u64 {
         self.files.iter().map(|f| f.size).sum()
@@ -245,6 +250,7 @@ mod tests {
             file.crc32c = Some(crc32c::crc32c(b"abcd"));
         }
         let scratch = scratch_dir(dir.path(), &manifest.files).unwrap();
+        assert_eq!(manifest.scratch_bytes(), 4);
         fs::write(scratch.join("CURRENT"), b"dcba").unwrap();
         fs::remove_file(scratch.join("1.sst")).unwrap();
         let done = Todo::Done(crc32c::crc32c(b"abcd"));
