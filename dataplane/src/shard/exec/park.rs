@@ -152,7 +152,11 @@ impl Executor {
     fn release(&mut self, index: usize) {
         let gated = self.is_gated();
         let state = &mut self.states[index];
-        let released = state.prefix.released();
+        let mut released = state.prefix.released();
+        if self.required == 0 && self.sync {
+            // What was committed before syncs were wanted was released without one.
+            released = released.min(state.prefix.durable());
+        }
         while let Some(front) = state.waiting.replicas.front() {
             if gated && front.until > released {
                 break;
