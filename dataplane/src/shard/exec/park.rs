@@ -151,12 +151,11 @@ impl Executor {
     /// Lets go what replicas have by now.
     fn release(&mut self, index: usize) {
         let gated = self.is_gated();
+        let disk_only = self.sync && self.required == 0;
         let state = &mut self.states[index];
-        let mut released = state.prefix.released();
-        if self.required == 0 && self.sync {
-            // What was committed before syncs were wanted was released without one.
-            released = released.min(state.prefix.durable());
-        }
+        // What was released while syncs were not wanted may not be durable.
+        let durable = if disk_only { state.prefix.durable() } else { Sequence(u64::MAX) };
+        let released = state.prefix.released().min(durable);
         while let Some(front) = state.waiting.replicas.front() {
             if gated && front.until > released {
                 break;
