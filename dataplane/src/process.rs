@@ -258,8 +258,11 @@ fn raise_floors(store: &Store, state: &MemberState, watermarks: &Watermarks) -> 
         let Some(prefix) = store.prefix_by_uuid(uuid) else { continue };
         let recovered = prefix.position_at(prefix.applied());
         if recovered < noted {
-            tracing::error!(prefix = %prefix.name, %recovered, %noted,
-                "the database came back without records that were durable: its log is damaged");
+            // What could not be opened for want of room may have everything: its floor tells once it is open.
+            if !prefix.lacks_room() {
+                tracing::error!(prefix = %prefix.name, %recovered, %noted,
+                    "the database came back without records that were durable: its log is damaged");
+            }
             state.raise_floor(uuid, noted)?;
         }
     }
