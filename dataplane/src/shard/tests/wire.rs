@@ -244,16 +244,16 @@ fn what_another_loop_wrote_is_answered_also_when_replies_have_no_room() {
     let mut raw = rig.raw();
     let big = "x".repeat(100_000);
     for key in ["a:k", "b:k"] {
-        raw.send(&format!("*3\r\n$3\r\nSET\r\n$3\r\n{key}\r\n$100000\r\n{big}\r\n"));
+        raw.send(format!("*3\r\n$3\r\nSET\r\n$3\r\n{key}\r\n$100000\r\n{big}\r\n"));
         raw.expect("+OK\r\n");
     }
     let full = super::dispatch::OUTPUT_BYTES_MAX * 2;
     rig.shards.shared.output_bytes.fetch_add(full, Ordering::Relaxed);
     // One of the two belongs to the other loop.
     for key in ["a:k", "b:k"] {
-        raw.send(&format!("GETDEL {key}\r\n"));
+        raw.send(format!("GETDEL {key}\r\n"));
         raw.expect(&format!("$100000\r\n{big}\r\n"));
-        raw.send(&format!("EXISTS {key}\r\n"));
+        raw.send(format!("EXISTS {key}\r\n"));
         raw.expect(":0\r\n");
     }
     rig.shards.shared.output_bytes.fetch_sub(full, Ordering::Relaxed);
@@ -280,7 +280,7 @@ fn announced_bytes_take_no_room_before_they_come() {
     idle.iter_mut().for_each(|raw| raw.send("*3\r\n$3\r\nSET\r\n$3\r\na:k\r\n$60000000\r\nx"));
     let mut raw = rig.raw();
     let big = "x".repeat(1_000_000);
-    raw.send(&format!("*3\r\n$3\r\nSET\r\n$3\r\na:b\r\n$1000000\r\n{big}\r\n"));
+    raw.send(format!("*3\r\n$3\r\nSET\r\n$3\r\na:b\r\n$1000000\r\n{big}\r\n"));
     raw.expect("+OK\r\n");
     let held = rig.shards.shared.input_bytes.load(Ordering::Relaxed);
     assert!(held < 8 << 20, "{held}");
