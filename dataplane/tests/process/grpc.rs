@@ -177,18 +177,26 @@ async fn ranges_that_nobody_reads_are_ended_and_leave_the_other_port_alone() {
     let mut stream = bulk.range(one.clone()).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap().unwrap().items.len(), 1, "the bulk port has places of its own");
     let mut c = client(&node, 7000).await;
-    let refused = c.range(one.clone()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     within("places are given back", async || c.range(one.clone()).await.ok()).await;
-    let error = loop {
-        match unread[0].message().await {
-            Ok(Some(_)) => {}
-            Ok(None) => panic!("the range is not whole"),
-            Err(status) => break status,
-        }
-    };
-    assert_eq!(error.code(), Code::Aborted, "{error}");
-    assert!(error.message().contains("took nothing"), "{error}");
+    // All at once: those of one connection share its window. Some may be read before their time is over.
+    let mut ends = tokio::task::JoinSet::new();
+    for mut stream in unread {
+        ends.spawn(async move {
+            loop {
+                match stream.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return None,
+                    Err(status) => return Some(status),
+                }
+            }
+        });
+    }
+    let ends: Vec<tonic::Status> = ends.join_all().await.into_iter().flatten().collect();
+    assert!(!ends.is_empty(), "none was ended");
+    for status in ends {
+        assert_eq!(status.code(), Code::Aborted, "{status}");
+        assert!(status.message().contains("took nothing"), "{status}");
+    }
 }
 
 /// Whether the node's socket of this connection has a timer: that of keepalive, if it is idle.
