@@ -88,15 +88,21 @@ async fn files_of_a_discarded_copy_are_used_again_if_their_checksums_agree() {
     a.shut().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_it_copies_writes_go_on_and_the_hold_keeps_the_wal() {
-    let settings = Settings { bootstrap_max_bytes_per_second: 4 << 20, ..Settings::default() };
+/// A primary and a replica that copies from it, no faster than this.
+async fn copying(bytes_per_second: u64) -> (Node, Node) {
+    let settings = Settings { bootstrap_max_bytes_per_second: bytes_per_second, ..Settings::default() };
     let a = primary().await;
     fill(&a.prefix("data"), 6);
     prune(&a.prefix("data")).await;
     let mut b = Node::with(2, store_uid(), settings, Tuning::default()).await;
     b.follow(&reign(1), a.endpoint(), &a.endpoint());
     eventually("it copies", || b.ctx.stats.bootstrap_bytes_received.get() > 0).await;
+    (a, b)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_it_copies_writes_go_on_and_the_hold_keeps_the_wal() {
+    let (a, b) = copying(4 << 20).await;
     let held = a.ctx.needed_after(uuid_of("data")).expect("a hold");
     assert!(held <= a.prefix("data").applied());
     let progress = b.follower.as_ref().unwrap().status().bootstraps[&uuid_of("data")];
@@ -214,13 +220,7 @@ async fn an_upstream_that_can_not_be_reached_for_a_while_costs_none_of_the_copie
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_left_of_the_copy_of_a_prefix_that_is_dropped_meanwhile() {
-    let settings = Settings { bootstrap_max_bytes_per_second: 512 << 10, ..Settings::default() };
-    let a = primary().await;
-    fill(&a.prefix("data"), 6);
-    prune(&a.prefix("data")).await;
-    let mut b = Node::with(2, store_uid(), settings, Tuning::default()).await;
-    b.follow(&reign(1), a.endpoint(), &a.endpoint());
-    eventually("it copies", || b.ctx.stats.bootstrap_bytes_received.get() > 0).await;
+    let (a, b) = copying(512 << 10).await;
     let staging = b.dir.path().join("staging").join(format!("data-{}", uuid_of("data")));
     assert!(staging.exists());
     b.store.remove_prefix(uuid_of("data")).unwrap();
