@@ -396,7 +396,10 @@ impl CatalogueHook for Hooks {
         }
         Ok(())
     }
-    fn replaced(&self, _: &Prefix) -> Result<(), String> {
+    fn replaced(&self, _: &Prefix, _: bool) -> Result<(), String> {
+        Ok(())
+    }
+    fn forget(&self, _: &Prefix) -> Result<(), String> {
         Ok(())
     }
 }

@@ -14,14 +14,14 @@ use parovoz_proto::v1::admin_server::AdminServer;
 use parovoz_proto::v1::store_server::StoreServer;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 use crate::admin::AdminService;
 use crate::config::{RunArgs, Settings};
 use crate::disk::watermarks::{NOTED_EVERY, Watermarks};
-use crate::grpc::StoreService;
+use crate::grpc::{Paced, StoreService};
 use crate::logging::LogControl;
 use crate::member::Member;
 use crate::member::following::Following;
@@ -40,6 +40,11 @@ use crate::store::{Endpoint, Store, retention};
 
 /// How long a stopping primary waits for its followers to have everything.
 const HAND_OVER: Duration = Duration::from_secs(3);
+/// Between two pings that a gRPC client must answer, and how long it may take.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_PATIENCE: Duration = Duration::from_secs(20);
+/// A connection on which TCP has heard nothing for so long is probed.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(300);
 /// Between two looks at the settings file, and between two passes of the pruner.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// Passes of housekeeping between two looks at `detached/`.
@@ -202,11 +207,14 @@ impl Parts {
     }
 
     async fn serve_until_signal(&self, args: &RunArgs, stopping: &watch::Receiver<bool>) -> Result<(), RunError> {
-        let service = StoreService::new(self.store.clone(), self.shards.handle());
         for (runtime, port) in [(&self.client, args.client_port), (&self.bulk, args.bulk_port)] {
             let listener = listen(args, port).await?;
-            let server = StoreServer::new(service.clone()).max_decoding_message_size(self.store.limits.batch * 2);
-            let router = Server::builder().tcp_nodelay(true).add_service(server);
+            let service = StoreService::new(self.store.clone(), self.shards.handle());
+            let server = StoreServer::new(service).max_decoding_message_size(self.store.limits.batch * 2);
+            let router = Server::builder()
+                .http2_keepalive_interval(Some(PING_EVERY))
+                .http2_keepalive_timeout(Some(PING_PATIENCE))
+                .add_service(Paced(server));
             serve_router(runtime.handle(), router, listener, stopping.clone());
         }
         let listener = listen(args, args.replication_port).await?;
@@ -242,6 +250,7 @@ impl Parts {
             self.ctx.clone(),
             self.layout.clone(),
             self.member.clone(),
+            self.admin.catalogue.clone(),
         ));
         keep_watermarks(self.store.clone(), self.watermarks.clone())?;
         wait_for_signal().await;
@@ -286,8 +295,11 @@ fn raise_floors(store: &Store, state: &MemberState, watermarks: Watermarks) -> R
         let Some(prefix) = store.prefix_by_uuid(uuid) else { continue };
         let recovered = prefix.position_at(prefix.applied());
         if recovered < noted {
-            tracing::error!(prefix = %prefix.name, %recovered, %noted,
-                "the database came back without records that were durable: its log is damaged");
+            // What could not be opened for want of room may have everything: its floor tells once it is open.
+            if !prefix.lacks_room() {
+                tracing::error!(prefix = %prefix.name, %recovered, %noted,
+                    "the database came back without records that were durable: its log is damaged");
+            }
             state.raise_floor(uuid, noted)?;
         }
     }
@@ -353,7 +365,8 @@ fn serve_router(
         let stopped = async move {
             let _ = stopping.wait_for(|stop| *stop).await;
         };
-        if let Err(error) = router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(TCP_KEEPALIVE));
+        if let Err(error) = router.serve_with_incoming_shutdown(incoming, stopped).await {
             tracing::error!(%error, "a server ended");
         }
     });
@@ -387,6 +400,7 @@ async fn housekeeping(
     ctx: Arc<ReplicationCtx>,
     layout: crate::disk::layout::Layout,
     member: Arc<Member>,
+    catalogue: Arc<Catalogue>,
 ) {
     let mut every = tokio::time::interval(HOUSEKEEPING);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -395,11 +409,13 @@ async fn housekeeping(
         every.tick().await;
         let (config, store, ctx, layout, member, pruner) =
             (config.clone(), store.clone(), ctx.clone(), layout.clone(), member.clone(), pruner.clone());
+        let catalogue = catalogue.clone();
         let work = tokio::task::spawn_blocking(move || {
             reread_settings(config.as_deref(), &store);
             member.forget_reached_floors();
             prune(&mut pruner.lock(), &store, &ctx, &layout);
             layout.keep_reserve();
+            catalogue.open_waiting();
             if pass % DETACHED_PASSES == 0 {
                 prune_detached(&store, &layout);
             }
@@ -443,7 +459,7 @@ fn prune(pruner: &mut retention::Pruner, store: &Store, ctx: &ReplicationCtx, la
         Ok((_, total)) => total,
         Err(error) => return tracing::error!(%error, "WAL not pruned"),
     };
-    match pruner.pass(store, total, &|prefix| ctx.oldest_needed(prefix)) {
+    match pruner.pass(store, total, ctx) {
         Ok(pruned) if pruned.files > 0 => {
             tracing::info!(files = pruned.files, bytes = pruned.bytes, cut_off = pruned.cut_off, "WAL pruned");
         }

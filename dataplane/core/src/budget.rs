@@ -114,11 +114,20 @@ impl AttemptBudget {
     /// # Errors
     /// Milliseconds until there will be one.
     pub fn take(&mut self, now_ms: u64) -> Result<(), u64> {
+        self.check(now_ms)?;
+        self.taken.push_back(now_ms);
+        Ok(())
+    }
+
+    /// Whether there is one, without taking it.
+    ///
+    /// # Errors
+    /// As [`AttemptBudget::take`].
+    pub fn check(&mut self, now_ms: u64) -> Result<(), u64> {
         while self.taken.front().is_some_and(|at| at + self.window_ms <= now_ms) {
             self.taken.pop_front();
         }
         if self.taken.len() < self.max {
-            self.taken.push_back(now_ms);
             return Ok(());
         }
         Err(self.taken.front().map_or(self.window_ms, |at| (at + self.window_ms).saturating_sub(now_ms)))

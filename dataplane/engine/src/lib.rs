@@ -46,7 +46,8 @@ pub struct OpenSpec {
 
 /// Opens databases that share one block cache, write-buffer manager, environment and rate limiter.
 pub trait Engine: Send + Sync + fmt::Debug {
-    /// Opens (or creates) the database in `dir`. Mostly waits for fsyncs: open many from several threads at once.
+    /// Opens (or creates) the database in `dir`. What it shows then is durable: a process that was killed may have left records
+    /// that only the operating system had. Mostly waits for fsyncs: open many from several threads at once.
     fn open(&self, dir: &Path, spec: &OpenSpec) -> Result<Arc<dyn Database>>;
     /// Removes a closed database's files.
     fn destroy(&self, dir: &Path) -> Result<()>;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use parovoz_dataplane_core::types::{PrefixName, PrefixUuid};
 
@@ -23,6 +24,17 @@ fn plain(error: LayoutError) -> io::Error {
 impl PrefixDirs for Layout {
     fn staging_dir(&self, name: &PrefixName, uuid: PrefixUuid) -> io::Result<PathBuf> {
         self.staging(name, uuid).map_err(plain)
+    }
+
+    fn forget_staging(&self, uuid: PrefixUuid) -> io::Result<()> {
+        // A writer may still be at its last file.
+        let mut tries = 0..20;
+        loop {
+            match self.forget_stagings(|prefix| prefix != uuid) {
+                Err(_) if tries.next().is_some() => std::thread::sleep(Duration::from_millis(50)),
+                done => return done.map_err(plain),
+            }
+        }
     }
 
     fn adopt(
@@ -47,10 +59,12 @@ impl PrefixDirs for Layout {
         fs::remove_dir_all(self.prefix_dir(name, uuid).join(format!("gen-{generation}")))
     }
 
-    fn detach(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64, why: &str) -> io::Result<PathBuf> {
-        let kept = self.detach_generation(name, uuid, generation, clock::wall_ms()).map_err(plain)?;
-        self.write_file(&kept.join("why.txt"), format!("{why}\n").as_bytes()).map_err(plain)?;
-        Ok(kept)
+    fn mark(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64, why: &str) -> io::Result<()> {
+        self.mark_generation(name, uuid, generation, why).map_err(plain)
+    }
+
+    fn detach(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64) -> io::Result<PathBuf> {
+        self.detach_generation(name, uuid, generation, clock::wall_ms()).map_err(plain)
     }
 
     fn export_tail(

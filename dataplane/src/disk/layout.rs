@@ -23,6 +23,9 @@ use super::reserve::{self, Reserve};
 /// Age from which a bootstrap that was left is not gone on with: its source has forgotten it long ago.
 const STALE_STAGING: Duration = Duration::from_secs(24 * 3600);
 
+/// In the folder of a generation: it is to be set aside and not removed, and why. Written before another takes its place.
+const WHY: &str = "why.txt";
+
 /// Why the volume's folders can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
@@ -300,17 +303,57 @@ impl Layout {
         Ok(highest)
     }
 
-    /// Removes generations that are not the present one: left over from a crash between two steps.
+    /// Notes that a generation is to be set aside once another took its place, whatever happens to this process meanwhile.
     ///
     /// # Errors
     /// See [`LayoutError`].
-    pub fn remove_stale_generations(&self, name: &PrefixName, uuid: PrefixUuid) -> Result<(), LayoutError> {
-        let Some(current) = self.current(name, uuid)? else { return Ok(()) };
-        for number in 1..=self.highest_generation(name, uuid)? {
-            let dir = self.generation_dir(name, uuid, number);
-            if number != current.number && dir.exists() {
-                fs::remove_dir_all(&dir).map_err(io("remove", &dir))?;
+    pub fn mark_generation(
+        &self,
+        name: &PrefixName,
+        uuid: PrefixUuid,
+        number: u64,
+        why: &str,
+    ) -> Result<(), LayoutError> {
+        let dir = self.generation_dir(name, uuid, number);
+        self.write_file(&dir.join(WHY), format!("{why}\n").as_bytes())?;
+        sync_dir(&dir)
+    }
+
+    /// Generations that are not the present one, and whether each is marked to be set aside.
+    fn stale_generations(&self, name: &PrefixName, uuid: PrefixUuid) -> Result<Vec<(u64, bool)>, LayoutError> {
+        let Some(current) = self.current(name, uuid)? else { return Ok(Vec::new()) };
+        let stale = (1..=self.highest_generation(name, uuid)?).filter(|number| *number != current.number);
+        let dirs = stale.map(|number| (number, self.generation_dir(name, uuid, number)));
+        Ok(dirs.filter(|(_, dir)| dir.exists()).map(|(number, dir)| (number, dir.join(WHY).exists())).collect())
+    }
+
+    /// Whether a generation that is to be set aside was replaced and is still in its place.
+    ///
+    /// # Errors
+    /// See [`LayoutError`].
+    pub fn has_marked_generation(&self, name: &PrefixName, uuid: PrefixUuid) -> Result<bool, LayoutError> {
+        Ok(self.stale_generations(name, uuid)?.into_iter().any(|(_, marked)| marked))
+    }
+
+    /// Puts generations away that are not the present one: left over from a crash between two steps. One that was to be set
+    /// aside is moved to `detached/`, the others are removed.
+    ///
+    /// # Errors
+    /// See [`LayoutError`].
+    pub fn remove_stale_generations(
+        &self,
+        name: &PrefixName,
+        uuid: PrefixUuid,
+        now_ms: u64,
+    ) -> Result<(), LayoutError> {
+        for (number, marked) in self.stale_generations(name, uuid)? {
+            if marked {
+                let kept = self.detach_generation(name, uuid, number, now_ms)?;
+                tracing::warn!(prefix = %name, kept = %kept.display(), "set a replaced copy aside");
+                continue;
             }
+            let dir = self.generation_dir(name, uuid, number);
+            fs::remove_dir_all(&dir).map_err(io("remove", &dir))?;
         }
         Ok(())
     }
@@ -331,6 +374,14 @@ impl Layout {
         fs::rename(&from, &to).map_err(io("detach", &from))?;
         sync_dir(&self.root.join("detached"))?;
         Ok(to)
+    }
+
+    /// Notes why a whole prefix is about to be moved to `detached/`.
+    ///
+    /// # Errors
+    /// See [`LayoutError`].
+    pub fn mark_prefix(&self, name: &PrefixName, uuid: PrefixUuid, why: &str) -> Result<(), LayoutError> {
+        self.write_file(&self.prefix_dir(name, uuid).join(WHY), format!("{why}\n").as_bytes())
     }
 
     /// Moves a whole prefix to `detached/`.
@@ -459,9 +510,30 @@ mod tests {
         assert_eq!(layout.current(&name, uuid).unwrap(), Some(first));
         layout.switch(&name, uuid, &second).unwrap();
         assert_eq!(layout.current(&name, uuid).unwrap().unwrap().origin.sequence_offset, 7);
-        layout.remove_stale_generations(&name, uuid).unwrap();
+        layout.remove_stale_generations(&name, uuid, 9).unwrap();
         assert_eq!(layout.highest_generation(&name, uuid).unwrap(), 2);
         assert!(!layout.generation_dir(&name, uuid, 1).exists());
+        assert_eq!(fs::read_dir(dir.path().join("detached")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_generation_that_was_to_be_set_aside_is_so_by_the_next_process_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(dir.path()).unwrap();
+        let (name, uuid) = prefix();
+        let first = layout.next_generation(&name, uuid, 0, "created").unwrap();
+        layout.switch(&name, uuid, &first).unwrap();
+        layout.mark_generation(&name, uuid, 1, "diverged").unwrap();
+        layout.remove_stale_generations(&name, uuid, 9).unwrap();
+        assert_eq!(layout.current(&name, uuid).unwrap(), Some(first), "the present one stays, marked or not");
+        let second = layout.next_generation(&name, uuid, 7, "copied").unwrap();
+        layout.switch(&name, uuid, &second).unwrap();
+        // The process ends here; the next one opens the volume.
+        let layout = Layout::open(dir.path()).unwrap();
+        layout.remove_stale_generations(&name, uuid, 9).unwrap();
+        let kept = dir.path().join(format!("detached/{name}-{uuid}-gen-1-9"));
+        assert_eq!(fs::read_to_string(kept.join(WHY)).unwrap(), "diverged\n");
+        assert!(kept.join("origin.json").exists());
     }
 
     #[test]

@@ -43,6 +43,17 @@ pub enum SlotError {
         /// What is wrong with `member.1`.
         second: String,
     },
+    /// Whole, and still not understood. The other slot may be older and know less of what this member promised.
+    #[error(
+        "open member slot {path}: its checksum is right and its content is not understood ({cause}): it was written by \
+         another version; run that version again"
+    )]
+    NotUnderstood {
+        /// The file.
+        path: PathBuf,
+        /// What is not understood.
+        cause: serde_json::Error,
+    },
     /// Written by a newer program.
     #[error(
         "open member slot {path}: format version {found} is newer than {FORMAT_VERSION}; run the newer version again"
@@ -204,7 +215,7 @@ fn read_slot(path: &Path) -> Result<Found, SlotError> {
     let generation = u64::from(field(16)) | u64::from(field(20)) << 32;
     match serde_json::from_slice(body) {
         Ok(record) => Ok(Found::Whole(generation, Box::new(record))),
-        Err(e) => broken(&format!("its body can't be read: {e}")),
+        Err(cause) => Err(SlotError::NotUnderstood { path: path.to_owned(), cause }),
     }
 }
 
@@ -277,14 +288,32 @@ mod tests {
         assert!(matches!(Slots::open(dir.path()), Err(SlotError::BothBroken { .. })));
     }
 
+    /// Puts the right checksum into a slot.
+    fn sum(bytes: &mut [u8]) {
+        let length = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..24]), &bytes[HEADER..HEADER + length]);
+        bytes[24..28].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    #[test]
+    fn a_whole_slot_that_is_not_understood_does_not_make_way_for_an_older_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut slots, _) = Slots::open(dir.path()).unwrap();
+        slots.write_both(&record(1)).unwrap();
+        let mut bytes = encode(&record(2), 9).unwrap();
+        bytes[HEADER] = b'[';
+        sum(&mut bytes);
+        std::fs::write(dir.path().join("member.0"), &bytes).unwrap();
+        let error = Slots::open(dir.path()).unwrap_err();
+        assert!(matches!(error, SlotError::NotUnderstood { .. }), "{error}");
+    }
+
     #[test]
     fn a_newer_format_is_refused_untouched() {
         let dir = tempfile::tempdir().unwrap();
         let mut bytes = encode(&record(1), 1).unwrap();
         bytes[8..12].copy_from_slice(&2u32.to_le_bytes());
-        let length = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..24]), &bytes[HEADER..HEADER + length]);
-        bytes[24..28].copy_from_slice(&crc.to_le_bytes());
+        sum(&mut bytes);
         std::fs::write(dir.path().join("member.0"), &bytes).unwrap();
         assert!(matches!(Slots::open(dir.path()), Err(SlotError::Newer { found: 2, .. })));
     }

@@ -1,6 +1,7 @@
 //! The gRPC `Store` service, on the client and the bulk port: requests to the prefixes' loops, and range reads beside them.
 
 mod errors;
+mod flow;
 mod range;
 mod read;
 
@@ -11,19 +12,18 @@ use bytes::Bytes;
 use parovoz_dataplane_core::types::PrefixName;
 use parovoz_proto::v1;
 use parovoz_proto::v1::store_server::Store as StoreApi;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request as Call, Response, Status};
 
 use self::errors::{call_status, create_status, not_primary};
+pub use self::flow::Paced;
 use crate::shard::{Answer, BatchOp, Request, ShardsHandle, Value};
 use crate::store::Store;
 use crate::store::prefix::Prefix;
 
 /// How long a request may take whose client names no deadline, and at most.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Range streams that may be open.
-const RANGES_MAX: usize = 256;
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -32,14 +32,14 @@ type Reply<T> = Result<Response<T>, Status>;
 pub struct StoreService {
     store: Arc<Store>,
     shards: ShardsHandle,
-    ranges: Arc<Semaphore>,
+    ranges: range::Ranges,
 }
 
 impl StoreService {
-    /// Serves `store` through its loops.
+    /// Serves `store` through its loops. Each port has one of its own: clones share the bounds of ranges.
     #[must_use]
     pub fn new(store: Arc<Store>, shards: ShardsHandle) -> Self {
-        Self { store, shards, ranges: Arc::new(Semaphore::new(RANGES_MAX)) }
+        Self { store, shards, ranges: range::Ranges::default() }
     }
 
     /// The prefix of a read.
@@ -209,18 +209,14 @@ impl StoreApi for StoreService {
         Ok(Response::new(v1::WriteResponse { position: Some(position), applied: true }))
     }
 
-    type RangeStream = range::RangeStream;
+    type RangeStream = flow::RangeStream;
 
     async fn range(&self, call: Call<v1::RangeRequest>) -> Reply<Self::RangeStream> {
         let deadline = deadline(&call);
         let m = call.into_inner();
         let prefix = self.prefix(&m.prefix)?;
         read::check(&self.store, &prefix, m.read.as_ref(), deadline).await?;
-        let permit = timeout_at(deadline, self.ranges.clone().acquire_owned())
-            .await
-            .map_err(|_| Status::resource_exhausted(format!("range: {RANGES_MAX} ranges are open already")))?
-            .map_err(|_| Status::unavailable("range: the member is stopping"))?;
-        range::start(&self.store, prefix, m, deadline, permit).await.map(Response::new)
+        self.ranges.start(&self.store, prefix, m, deadline).await
     }
 
     async fn list_prefixes(&self, _: Call<v1::ListPrefixesRequest>) -> Reply<v1::ListPrefixesResponse> {

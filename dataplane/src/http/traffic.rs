@@ -46,7 +46,7 @@ const LOOP_COUNTERS: &[Of<ShardStats>] = &[
     ("read_misses", "Reads that did not", |s| get(&s.misses)),
     ("object_cache_hits", "Reads answered by the object cache", |s| get(&s.cache_hits)),
     ("object_cache_misses", "Reads that went to the database", |s| get(&s.cache_misses)),
-    ("write_timeouts", "Writes whose outcome is unknown: too few replicas answered in time", |s| {
+    ("write_timeouts", "Replies that waited in vain: replicas or the disk did not confirm in time", |s| {
         get(&s.parked_timeouts)
     }),
 ];
@@ -54,6 +54,7 @@ const LOOP_COUNTERS: &[Of<ShardStats>] = &[
 const LOOP_GAUGES: &[Of<ShardStats>] = &[
     ("client_connections", "Redis connections now", |s| get(&s.connections)),
     ("writes_waiting_for_replicas", "Replies that wait for replicas now", |s| get(&s.parked)),
+    ("writes_waiting_for_disk", "Replies that wait for the disk now", |s| get(&s.held)),
 ];
 
 const REPLICATION_COUNTERS: &[Of<ReplicationStats>] = &[
@@ -77,6 +78,7 @@ const REPLICATION_COUNTERS: &[Of<ReplicationStats>] = &[
     ("bootstraps_resumed", "Bootstraps that went on with what an earlier attempt had", |s| s.bootstraps_resumed.get()),
     ("bootstraps_completed", "Bootstraps that ended with a new copy", |s| s.bootstraps_completed.get()),
     ("bootstrap_failures", "Attempts of bootstraps that failed", |s| s.bootstrap_failures.get()),
+    ("damaged_copies", "Copies refused because tables of their source are damaged", |s| s.damaged_copies.get()),
     ("bootstrap_received_bytes", "Bytes of files taken for bootstraps", |s| s.bootstrap_bytes_received.get()),
     ("snapshot_sent_bytes", "Bytes of files sent for bootstraps of others", |s| s.snapshot_bytes_sent.get()),
 ];

@@ -102,7 +102,11 @@ impl CatalogueHook for Catalogue {
         self.apply_records(&entry.bytes).map_err(|e| e.to_string())
     }
 
-    fn replaced(&self, catalogue: &Prefix) -> Result<(), String> {
-        self.open_listed(catalogue).map_err(|e| e.to_string())
+    fn replaced(&self, catalogue: &Prefix, diverged: bool) -> Result<(), String> {
+        self.open_listed(catalogue, diverged).map_err(|e| e.to_string())
+    }
+
+    fn forget(&self, dropped: &Prefix) -> Result<(), String> {
+        self.detach(&dropped.name, dropped.uuid).map_err(|e| e.to_string())
     }
 }

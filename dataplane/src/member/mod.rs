@@ -246,6 +246,9 @@ impl Member {
         if catalogue.history().newest().is_none() {
             return Some("its catalogue is empty".into());
         }
+        if let Some(name) = self.catalogue.unlisted() {
+            return Some(format!("prefix {name} is not in the catalogue that it copied"));
+        }
         prefixes.by_uuid.values().find_map(|p| match p.phase() {
             PrefixPhase::Bootstrapping => Some(format!("prefix {} is being copied", p.name)),
             PrefixPhase::Stopped { reason } => Some(format!("prefix {} is stopped: {reason}", p.name)),

@@ -47,8 +47,8 @@ fn vote_to(prefix: &Prefix, vote: Vote) -> v1::Vote {
 const MAX_TAILS: usize = 256;
 
 /// Everything that is wrong, for people.
-fn reason(incomplete: Option<String>, storage: Option<String>) -> String {
-    [storage, incomplete].into_iter().flatten().collect::<Vec<_>>().join("; ")
+fn reason(disk: Option<String>, storage: Option<String>, incomplete: Option<String>) -> String {
+    [disk, storage, incomplete].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn tail_to(tail: &ExportedTail) -> v1::ExportedTail {
@@ -163,7 +163,7 @@ impl Reporter {
             disk_free_bytes: free,
             disk_total_bytes: total,
             complete: incomplete.is_none(),
-            reason: reason(incomplete, self.layout.storage_trouble()),
+            reason: reason(self.store.disk_trouble(), self.layout.storage_trouble(), incomplete),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at_ms: clock::wall_ms(),
             restarts: u32::try_from(record.starts.len().saturating_sub(1)).unwrap_or(u32::MAX),

@@ -93,12 +93,13 @@ impl Probe {
 
 impl Health for Probe {
     fn not_ready(&self) -> Option<String> {
-        self.reporter.not_ready()
+        self.unhealthy().or_else(|| self.reporter.not_ready())
     }
 
-    /// An event loop that runs no pass hangs, most likely on the disk.
+    /// A sync that does not end, or an event loop that runs no pass: both hang on the disk, most likely.
     fn unhealthy(&self) -> Option<String> {
-        self.loops.stuck().map(|(number, ms)| format!("event loop {number} has not run for {ms} ms"))
+        let stuck = || self.loops.stuck().map(|(number, ms)| format!("event loop {number} has not run for {ms} ms"));
+        self.reporter.store.disk_trouble().or_else(stuck)
     }
 
     fn metrics(&self) -> Result<String, std::fmt::Error> {

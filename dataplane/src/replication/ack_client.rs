@@ -144,7 +144,7 @@ async fn session(shared: &Shared, to: &Target) -> Result<(), LinkError> {
     loop {
         tokio::select! {
             heard = tokio::time::timeout(ctx.tuning.silence, incoming.message()) => {
-                let message = heard.map_err(|_| LinkError::Silent)??.ok_or(LinkError::Closed)?;
+                let message = heard.map_err(|_| LinkError::Quiet(ctx.tuning.silence))??.ok_or(LinkError::Closed)?;
                 if heard_primary(ctx, to, &message)? {
                     // Its promise goes back at once: it counts from the beat's sending.
                     send_moved(shared, to, &tx, None).await?;

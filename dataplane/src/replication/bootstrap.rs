@@ -12,11 +12,11 @@ use parking_lot::Mutex;
 use parovoz_dataplane_core::budget::{Backoff, TokenBucket};
 use parovoz_dataplane_core::follower::BootstrapCause;
 use parovoz_dataplane_core::history::{EpochHistory, EpochRecord};
-use parovoz_dataplane_core::types::Position;
+use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid};
 use parovoz_engine::{Database, Direction, EngineError, Family, OpenSpec};
 
 use self::source::{Held, Opened, Peer};
-use super::client::{LinkError, Shared, jitter};
+use super::client::Shared;
 use super::fetch::{Fetcher, blocking};
 use super::progress::Meter;
 use super::staging::{Manifest, Todo, bytes_here, clear, db_dir, sync_dir};
@@ -27,7 +27,7 @@ use crate::store::prefix::{Copy, Prefix, PrefixPhase};
 
 /// Files fetched at a time.
 const PARALLEL_FILES: usize = 3;
-/// Bootstraps begun anew per prefix and hour.
+/// Copies per prefix and hour that ended, well or for good; what a link cut is not counted.
 const PER_HOUR: usize = 3;
 const HOUR_MS: u64 = 3_600_000;
 /// Pauses between attempts, in milliseconds.
@@ -39,99 +39,13 @@ const RETIRE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the snapshot's hold outlives the copy: until the stream has resumed, at most so long.
 const RESUME_DEADLINE: Duration = Duration::from_secs(10);
 
+mod error;
 mod queue;
 mod source;
 
+pub(super) use error::BootstrapError;
 pub(super) use queue::Bootstraps;
 use queue::Due;
-
-/// Why an attempt failed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum BootstrapError {
-    #[error("bootstrap prefix: there is no upstream, or the orders changed")]
-    NoUpstream,
-    #[error("bootstrap prefix: who leads is known, but not where, and the copy counts from the primary's position on")]
-    NoPrimary,
-    #[error("bootstrap prefix: it was dropped")]
-    Dropped,
-    #[error("bootstrap prefix: the follower stops")]
-    Stopping,
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    #[error("bootstrap prefix: {}", .0.message())]
-    Call(#[from] tonic::Status),
-    #[error("bootstrap prefix: the source said nothing for too long")]
-    Silent,
-    #[error("bootstrap prefix: the copy was cut off")]
-    CutOff,
-    #[error("bootstrap prefix: the snapshot is closed, its hold has ended: the copy is discarded")]
-    SnapshotGone,
-    #[error("bootstrap prefix: checksum of {0} differs")]
-    Checksum(String),
-    #[error("bootstrap prefix: {need} bytes are needed, {free} are free")]
-    NoSpace { need: u64, free: u64 },
-    #[error("bootstrap prefix: it was copied anew {PER_HOUR} times within the hour, the next time is in {} s", .wait_ms / 1000)]
-    Budget { wait_ms: u64 },
-    #[error("bootstrap prefix: verify copy: {0}")]
-    Verify(String),
-    #[error("bootstrap prefix: {0}")]
-    Disk(#[from] std::io::Error),
-    #[error("bootstrap prefix: {0}")]
-    Engine(#[from] EngineError),
-    #[error("bootstrap prefix: {0}")]
-    Member(String),
-}
-
-impl BootstrapError {
-    /// How long to wait before the next attempt, in milliseconds.
-    fn pause_ms(&self, backoff: &mut Backoff) -> u64 {
-        match self {
-            Self::Budget { wait_ms } => *wait_ms,
-            Self::NoSpace { .. } => 30_000,
-            Self::NoUpstream
-            | Self::NoPrimary
-            | Self::Dropped
-            | Self::Stopping
-            | Self::Link(_)
-            | Self::Call(_)
-            | Self::Silent
-            | Self::CutOff
-            | Self::SnapshotGone
-            | Self::Checksum(_)
-            | Self::Verify(_)
-            | Self::Disk(_)
-            | Self::Engine(_)
-            | Self::Member(_) => backoff.next_ms(jitter()),
-        }
-    }
-
-    /// Whether another source would not help: it is this member that can't, or must not.
-    fn is_ours(&self) -> bool {
-        match self {
-            Self::NoUpstream
-            | Self::NoPrimary
-            | Self::Dropped
-            | Self::Stopping
-            | Self::NoSpace { .. }
-            | Self::Budget { .. }
-            | Self::Disk(_)
-            | Self::Member(_) => true,
-            Self::Link(_)
-            | Self::Call(_)
-            | Self::Silent
-            | Self::CutOff
-            | Self::SnapshotGone
-            | Self::Checksum(_)
-            | Self::Verify(_)
-            | Self::Engine(_) => false,
-        }
-    }
-
-    /// Whether what is in staging is worth nothing any more.
-    fn spoils_staging(&self) -> bool {
-        matches!(self, Self::Verify(_) | Self::Engine(_))
-    }
-}
 
 /// Why a prefix is copied anew, for people.
 pub(super) fn reason_of(cause: &BootstrapCause) -> String {
@@ -150,22 +64,38 @@ pub(super) fn reason_of(cause: &BootstrapCause) -> String {
 /// Works the queue off until the follower stops.
 pub(super) async fn run(shared: Arc<Shared>) {
     let catalogue = parovoz_dataplane_core::types::catalogue_uuid(&shared.ctx.store.store_uid);
+    let mut changes = shared.ctx.store.changes();
     while !shared.stop.is_cancelled() {
-        let due = match shared.bootstraps.next(catalogue, clock::boot_ms()) {
+        let upstream = shared.ctx.store.role().upstream.clone();
+        shared.bootstraps.follow_orders(upstream.as_ref());
+        let due = match shared.bootstraps.next(catalogue, upstream.as_ref(), clock::boot_ms()) {
             Ok(due) => due,
             Err(wait_ms) => {
                 let wait = Duration::from_millis(wait_ms.unwrap_or(HOUR_MS));
                 tokio::select! {
                     () = shared.stop.cancelled() => return,
                     () = shared.bootstraps.wake.notified() => {}
+                    () = other_orders(&shared, &mut changes, upstream.as_ref()) => {}
                     () = tokio::time::sleep(wait) => {}
                 }
                 continue;
             }
         };
-        let (prefix, cause) = (due.prefix, due.cause);
-        due.meter.attempt();
-        match attempt(&shared, due).await {
+        let (prefix, cause, meter) = (due.prefix, due.cause, due.meter.clone());
+        meter.attempt();
+        let known = shared.ctx.store.prefix_by_uuid(prefix);
+        let mut ended = attempt(&shared, due).await;
+        if ended.as_ref().is_err_and(|error| !matches!(error, BootstrapError::Stopping))
+            && known.as_ref().is_none_or(|known| known.is_dropped())
+        {
+            // Whatever else it met: the prefix is gone, and so goes what the copy left.
+            forget(&shared, prefix, known).await;
+            ended = Err(BootstrapError::Dropped);
+        }
+        if ended.as_ref().map_or_else(|error| error.counts(meter.has_fetched()), |()| true) {
+            shared.bootstraps.charge(prefix);
+        }
+        match ended {
             Err(BootstrapError::Stopping) => return,
             Ok(()) | Err(BootstrapError::Dropped) => {
                 shared.bootstraps.done(prefix);
@@ -173,6 +103,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
             Err(error) => {
                 shared.ctx.stats.bootstrap_failures.inc();
+                if let BootstrapError::Damaged { source_member, .. } = &error {
+                    shared.ctx.stats.damaged_copies.inc();
+                    tracing::error!(%prefix, source = %source_member, %error, "the source's copy is damaged: ask another");
+                }
                 tracing::warn!(%prefix, %error, "bootstrap prefix: try again");
                 if let Some(prefix) = shared.ctx.store.prefix_by_uuid(prefix) {
                     let reason = format!("{}; last attempt: {error}", reason_of(&cause));
@@ -185,16 +119,45 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
+/// Removes what the copy of a dropped prefix left.
+async fn forget(shared: &Shared, uuid: PrefixUuid, known: Option<Arc<Prefix>>) {
+    let ctx = shared.ctx.clone();
+    let forgotten = blocking(move || {
+        if let Some(prefix) = known {
+            prefix.close();
+            // A copy that was put in place just then came too late.
+            ctx.catalogue.forget(&prefix).map_err(BootstrapError::Member)?;
+        }
+        Ok(ctx.dirs.forget_staging(uuid)?)
+    });
+    if let Err(error) = forgotten.await {
+        tracing::warn!(prefix = %uuid, %error, "the staging of a dropped prefix is not removed before the next start");
+    }
+}
+
+/// Waits until the orders name another upstream.
+async fn other_orders(shared: &Shared, changes: &mut tokio::sync::watch::Receiver<u64>, upstream: Option<&Endpoint>) {
+    // The sender lives as long as the store.
+    while changes.changed().await.is_ok() {
+        if shared.ctx.store.role().upstream.as_ref() != upstream {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
 /// One attempt. Fetching is given up when the orders name another upstream or the follower stops; replacing is not, so that
 /// whoever stops the follower finds either the old copy or the new one.
 async fn attempt(shared: &Arc<Shared>, due: Due) -> Result<(), BootstrapError> {
-    let Due { prefix: uuid, cause, meter, failures } = due;
+    let Due { prefix: uuid, cause, meter, failures, distrusted } = due;
     let store = &shared.ctx.store;
     let prefix = store.prefix_by_uuid(uuid).filter(|p| !p.is_dropped()).ok_or(BootstrapError::Dropped)?;
     let role = store.role();
     let upstream = role.upstream.clone().filter(|u| !role.is_primary && !u.replication.is_empty());
     let upstream = upstream.ok_or(BootstrapError::NoUpstream)?;
     prefix.set_phase(PrefixPhase::Bootstrapping);
+    // Somebody asked for another copy than the one that waits for room.
+    prefix.set_lacks_room(false);
     store.note_change();
     // Batches of the old copy that still wait must not meet the new one.
     shared.appliers.barrier().await;
@@ -202,24 +165,28 @@ async fn attempt(shared: &Arc<Shared>, due: Due) -> Result<(), BootstrapError> {
         // Now, while the log still has it.
         let (ctx, diverged) = (shared.ctx.clone(), prefix.clone());
         blocking(move || {
-            tails::export(&ctx, &diverged, fork);
+            tails::export(&*ctx.dirs, &diverged, fork);
             Ok(())
         })
         .await?;
     }
-    let job = Job { shared: shared.clone(), prefix, cause, meter, failures, upstream: upstream.clone() };
+    let copied = prefix.clone();
+    let job = Job { shared: shared.clone(), prefix, cause, meter, failures, distrusted, upstream: upstream.clone() };
     let fetched = {
         let orders_change = async {
             loop {
                 tokio::time::sleep(Duration::from_millis(200)).await;
+                if copied.is_dropped() {
+                    return BootstrapError::Dropped;
+                }
                 if store.role().upstream.as_ref() != Some(&upstream) {
-                    return;
+                    return BootstrapError::NoUpstream;
                 }
             }
         };
         tokio::select! {
             () = shared.stop.cancelled() => return Err(BootstrapError::Stopping),
-            () = orders_change => return Err(BootstrapError::NoUpstream),
+            ended = orders_change => return Err(ended),
             fetched = job.fetch() => fetched?,
         }
     };
@@ -234,6 +201,8 @@ struct Job {
     meter: Arc<Meter>,
     /// Attempts at this bootstrap that failed.
     failures: u32,
+    /// Members whose copies were damaged.
+    distrusted: Vec<DataUuid>,
     /// Who is streamed from afterwards.
     upstream: Endpoint,
 }
@@ -242,8 +211,8 @@ struct Job {
 struct Fetched {
     /// Where it came from.
     peer: Peer,
-    /// The hold at the upstream, if that is another member.
-    held: Option<Held>,
+    /// The hold at the upstream: the snapshot itself, if that is the source.
+    held: Held,
     manifest: Manifest,
     staging: PathBuf,
 }
@@ -275,7 +244,7 @@ impl Job {
             address = %opened.peer, held_after = %opened.held_after(), resumed = opened.resumed,
             files = opened.snapshot.files.len(), "copy prefix");
         let (manifest, todos, here) = self.prepare(&opened, &staging, before).await?;
-        self.check_space(manifest.total().saturating_sub(here)).await?;
+        self.check_space(manifest.total().saturating_sub(here) + manifest.scratch_bytes()).await?;
         self.meter.begin(manifest.total(), here);
         let fetch = self.fetch_files(&opened.peer, manifest, todos, &staging);
         let manifest = match &opened.held {
@@ -285,7 +254,8 @@ impl Job {
                 ended = self.keep(held) => return Err(ended),
             },
         };
-        let Opened { peer, held, .. } = opened;
+        let Opened { peer, held, snapshot, .. } = opened;
+        let held = held.unwrap_or_else(|| Held::new(peer.clone(), &snapshot));
         Ok(Fetched { peer, held, manifest, staging })
     }
 
@@ -374,19 +344,23 @@ impl Job {
         let Fetched { peer, held, manifest, staging } = fetched;
         let (ctx, staged, checked) = (self.ctx().clone(), staging.clone(), manifest.clone());
         let verified = blocking(move || {
-            let found = verify(&ctx, &staged, &checked);
+            let found = staging::scratch_dir(&staged, &checked.files)
+                .map_err(BootstrapError::from)
+                .and_then(|scratch| verify(&ctx, &scratch, &checked));
+            staging::remove_scratch(&staged)?;
             if found.as_ref().is_err_and(BootstrapError::spoils_staging) {
                 staging::clear(&staged)?;
             }
             found
         });
-        let history = verified.await?;
         // The upstream's hold is what the stream needs now; the source's files are all here.
-        let (holder, id) = match &held {
-            Some(held) => (&held.peer, held.id.clone()),
-            None => (&peer, manifest.snapshot_id.clone()),
+        tokio::pin!(verified);
+        let history = tokio::select! {
+            history = &mut verified => history?,
+            // Nothing else may touch the files meanwhile; what became of the hold is asked next.
+            _ended = self.keep(&held) => verified.await?,
         };
-        if let Err(error) = self.renew(holder, &id).await {
+        if let Err(error) = self.renew(&held.peer, &held.id).await {
             if matches!(error, BootstrapError::SnapshotGone) {
                 let staging = staging.clone();
                 blocking(move || Ok(clear(&staging)?)).await?;
@@ -397,14 +371,17 @@ impl Job {
         self.ctx().stats.bootstraps_completed.inc();
         tracing::info!(prefix = %self.prefix.name, position = %self.prefix.position_at(self.prefix.applied()),
             bytes = manifest.total(), "the new copy is in place");
-        if held.is_some() {
+        if held.id != manifest.snapshot_id {
             self.let_go(&peer, manifest.snapshot_id);
         }
         let resumed = wait_for_stream(self.shared.clone(), self.prefix.clone());
-        let (job, holder) = (self.clone(), holder.clone());
+        let job = self.clone();
         tokio::spawn(async move {
-            resumed.await;
-            job.let_go(&holder, id);
+            tokio::select! {
+                () = resumed => {}
+                _ended = job.keep(&held) => {}
+            }
+            job.let_go(&held.peer, held.id);
         });
         Ok(())
     }
@@ -421,15 +398,23 @@ impl Job {
             format!("snapshot {} of {} held after {}", manifest.snapshot_id, manifest.source, manifest.held_after);
         let shared = self.shared.clone();
         blocking(move || {
+            let old = prefix.copy().map(|copy| (copy.generation, Arc::downgrade(&copy)));
+            let diverged = divergence(&cause, &prefix, &history);
+            if let (Some((generation, _)), Some(why)) = (&old, &diverged) {
+                // From the switch on the next start would remove it.
+                ctx.dirs.mark(&prefix.name, prefix.uuid, *generation, why)?;
+            }
             let (generation, dir) = ctx.dirs.adopt(&prefix.name, prefix.uuid, &staging, offset, &provenance)?;
             let db = ctx.engine.open(&dir.join("db"), &OpenSpec { sequence_offset: offset, create: false })?;
-            let old = prefix.copy().map(|copy| (copy.generation, Arc::downgrade(&copy)));
-            let diverged = matches!(cause, BootstrapCause::Diverged { .. }).then(|| reason_of(&cause));
             prefix.install(Copy { generation, dir, sequence_offset: offset, db }, history);
             if prefix.name.is_catalogue()
-                && let Err(cause) = ctx.catalogue.replaced(&prefix)
+                && let Err(cause) = ctx.catalogue.replaced(&prefix, diverged.is_some())
             {
                 ctx.member.fatal(&format!("carry out the copied catalogue: {cause}"));
+            }
+            if prefix.is_dropped() {
+                prefix.close();
+                return Err(BootstrapError::Dropped);
             }
             prefix.set_phase(PrefixPhase::Open);
             shared.acks.restart();
@@ -443,19 +428,36 @@ impl Job {
     }
 }
 
+/// Why the present copy is to be set aside once one with `history` has replaced it; `None` if everything in it is in that too,
+/// or will be: a copy that is merely behind is of no newer epoch.
+fn divergence(cause: &BootstrapCause, prefix: &Prefix, history: &EpochHistory) -> Option<String> {
+    let last = prefix.position_at(prefix.copy()?.db.latest());
+    if matches!(cause, BootstrapCause::Diverged { .. }) {
+        return Some(reason_of(cause));
+    }
+    let epoch = history.epoch_at(last.sequence);
+    (last.sequence.0 > 0 && epoch > last.epoch).then(|| {
+        format!("diverged: its last record is {last}, and {}/{epoch} in the copy that replaced it", last.sequence)
+    })
+}
+
 /// Whether a name that came from a peer stays in its folder.
 fn is_file_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
 }
 
 /// Opens a fetched copy and checks that it is what the source promised.
-fn verify(
-    ctx: &ReplicationCtx,
-    staging: &std::path::Path,
-    manifest: &Manifest,
-) -> Result<EpochHistory, BootstrapError> {
+fn verify(ctx: &ReplicationCtx, copy: &std::path::Path, manifest: &Manifest) -> Result<EpochHistory, BootstrapError> {
     let spec = OpenSpec { sequence_offset: manifest.sequence_offset, create: false };
-    let db = ctx.engine.open(&db_dir(staging), &spec)?;
+    // Its files came as they are at the source, which says nothing of whether they are whole there.
+    let damaged = |error: EngineError| match error {
+        EngineError::Corruption { action, cause } => {
+            BootstrapError::Damaged { source_member: manifest.source, cause: format!("{action}: {cause}") }
+        }
+        other => other.into(),
+    };
+    let db = ctx.engine.open(copy, &spec).map_err(damaged)?;
+    db.verify_checksums().map_err(damaged)?;
     let history = read_history(db.as_ref())?;
     let (latest, held) = (db.latest(), manifest.held_after);
     if latest < held.sequence {
@@ -496,7 +498,7 @@ fn retire(ctx: &ReplicationCtx, prefix: &Prefix, generation: u64, copy: &Weak<Co
         std::thread::sleep(Duration::from_millis(20));
     }
     let done = match diverged {
-        Some(why) => ctx.dirs.detach(&prefix.name, prefix.uuid, generation, &why).map(|to| {
+        Some(why) => ctx.dirs.detach(&prefix.name, prefix.uuid, generation).map(|to| {
             tracing::warn!(prefix = %prefix.name, detached = %to.display(), %why, "set the diverged copy aside");
         }),
         None if copy.strong_count() > 0 => {

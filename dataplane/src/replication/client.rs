@@ -41,6 +41,8 @@ pub(super) enum LinkError {
     Call(#[from] tonic::Status),
     #[error("connect: no answer in time")]
     Silent,
+    #[error("the peer said nothing for {0:?}")]
+    Quiet(Duration),
     #[error("the peer closed the stream")]
     Closed,
     #[error(transparent)]
@@ -66,6 +68,7 @@ impl LinkError {
             Self::Call(status) => status.code() == tonic::Code::FailedPrecondition,
             Self::Connect { .. }
             | Self::Silent
+            | Self::Quiet(_)
             | Self::Closed
             | Self::Wire(_)
             | Self::Session(_)

@@ -17,6 +17,12 @@ pub trait PrefixDirs: Send + Sync + std::fmt::Debug {
     /// What the disk says.
     fn staging_dir(&self, name: &PrefixName, uuid: PrefixUuid) -> io::Result<PathBuf>;
 
+    /// Removes that folder, if there is one: the prefix was dropped.
+    ///
+    /// # Errors
+    /// What the disk says; the next start removes it.
+    fn forget_staging(&self, uuid: PrefixUuid) -> io::Result<()>;
+
     /// Makes the verified, closed and synced database in `staging/db` the present generation: writes `origin.json` with `offset`
     /// and `provenance`, moves `staging/db` to `gen-N/db`, syncs, switches `current` by one synced rename, removes what is
     /// left of `staging`. Answers N and the folder `gen-N`. The generation before stays on disk.
@@ -38,12 +44,18 @@ pub trait PrefixDirs: Send + Sync + std::fmt::Debug {
     /// What the disk says.
     fn retire(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64) -> io::Result<()>;
 
-    /// Moves an old, closed generation with records that exist nowhere else to `detached/` together with a note that says
-    /// `why`; answers where it is.
+    /// Notes durably that a generation with records that exist nowhere else is to be set aside, and `why`: called before
+    /// [`PrefixDirs::adopt`], so that no later start removes it.
     ///
     /// # Errors
     /// What the disk says.
-    fn detach(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64, why: &str) -> io::Result<PathBuf>;
+    fn mark(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64, why: &str) -> io::Result<()>;
+
+    /// Moves an old generation that is marked to `detached/`; answers where it is.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn detach(&self, name: &PrefixName, uuid: PrefixUuid, generation: u64) -> io::Result<PathBuf>;
 
     /// Exports records that exist nowhere else to `detached/`, unless that is done already: `write` writes them, one a line, and
     /// answers how many they are.

@@ -23,7 +23,7 @@ use crate::clock;
 use crate::config::Settings;
 
 /// Chunks between the network and the disk.
-const CHUNKS_AHEAD: usize = 8;
+const CHUNKS_AHEAD: usize = 32;
 /// So soon a changed limit is obeyed by a copy under way.
 const LIMIT_READ_EVERY: Duration = Duration::from_millis(500);
 

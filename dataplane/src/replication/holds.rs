@@ -68,6 +68,11 @@ impl Holds {
         self.holds.retain(|_, h| h.owner != *owner);
     }
 
+    /// Ends an owner's hold on one prefix.
+    pub fn remove_one(&mut self, owner: &Owner, prefix: PrefixUuid) {
+        self.holds.remove(&(owner.clone(), Some(prefix)));
+    }
+
     /// Ends the holds on prefixes that `keep` does not know: they were dropped.
     pub fn retain_prefixes(&mut self, keep: impl Fn(PrefixUuid) -> bool) {
         self.holds.retain(|_, h| h.prefix.is_none_or(&keep));

@@ -26,7 +26,7 @@ mod session;
 mod snapshots;
 mod staging;
 pub mod stats;
-mod tails;
+pub(crate) mod tails;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -40,8 +40,8 @@ use parovoz_dataplane_core::acks::{AckTable, FollowerProgress, Retention};
 use parovoz_dataplane_core::budget::TokenBucket;
 use parovoz_dataplane_core::follower::Own;
 use parovoz_dataplane_core::role::BeatOut;
-use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, Reign, ReignRef};
-use parovoz_engine::Engine;
+use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, Reign, ReignRef, Sequence};
+use parovoz_engine::{Engine, EngineError};
 use parovoz_proto::{MIN_PROTOCOL_VERSION, PROTOCOL_VERSION};
 
 pub use self::client::Follower;
@@ -53,6 +53,7 @@ pub use self::stats::ReplicationStats;
 use crate::clock;
 use crate::config::Durability;
 use crate::store::prefix::Prefix;
+use crate::store::retention::Needs;
 use crate::store::ring::RingEntry;
 use crate::store::{Endpoint, Store};
 
@@ -65,11 +66,19 @@ pub trait CatalogueHook: Send + Sync + std::fmt::Debug {
     /// A text for people; the process ends then and repairs itself at its start.
     fn applied(&self, catalogue: &Prefix, entry: &RingEntry) -> Result<(), String>;
 
-    /// The catalogue's copy was replaced as a whole: does the same for everything in it. Runs on a blocking thread.
+    /// The catalogue's copy was replaced as a whole: does the same for everything in it. If the one before had `diverged`,
+    /// what the new one does not list never was in the store: it is set aside. Runs on a blocking thread.
     ///
     /// # Errors
     /// As [`CatalogueHook::applied`].
-    fn replaced(&self, catalogue: &Prefix) -> Result<(), String>;
+    fn replaced(&self, catalogue: &Prefix, diverged: bool) -> Result<(), String>;
+
+    /// A prefix was dropped while it was copied: sets aside what was put in its place after that, if anything was. Runs on a
+    /// blocking thread.
+    ///
+    /// # Errors
+    /// What the disk says; the next start does it.
+    fn forget(&self, dropped: &Prefix) -> Result<(), String>;
 }
 
 /// What replication needs of the member's state. All calls may block on the disk and come from blocking threads.
@@ -107,6 +116,28 @@ pub trait MemberHooks: Send + Sync + std::fmt::Debug {
 
     /// What is in memory and on disk may differ: ends the process.
     fn fatal(&self, cause: &str);
+}
+
+impl Needs for ReplicationCtx {
+    fn needed_after(&self, prefix: PrefixUuid) -> Option<Sequence> {
+        self.holds.lock().oldest_needed(prefix, clock::boot_ms())
+    }
+
+    fn remove_unneeded(
+        &self,
+        prefix: PrefixUuid,
+        end: Sequence,
+        anyway: bool,
+        remove: &mut dyn FnMut() -> Result<(), EngineError>,
+    ) -> Result<bool, EngineError> {
+        // Kept until it is removed: who holds looks afterwards what is there.
+        let holds = self.holds.lock();
+        let needed = holds.oldest_needed(prefix, clock::boot_ms()).is_some_and(|after| after.next() < end);
+        if needed && !anyway {
+            return Ok(false);
+        }
+        remove().map(|()| true)
+    }
 }
 
 /// Times that tests shorten.
@@ -206,12 +237,6 @@ impl ReplicationCtx {
         let settings = self.store.settings.load();
         let retention = Retention { seconds: settings.wal_retention_seconds, bytes: settings.wal_retention_max_bytes };
         self.acks.lock().follower_reports(clock::boot_ms(), retention)
-    }
-
-    /// The oldest WAL of a prefix that somebody needs: what follows the answer must stay.
-    #[must_use]
-    pub fn oldest_needed(&self, prefix: PrefixUuid) -> Option<parovoz_dataplane_core::types::Sequence> {
-        self.holds.lock().oldest_needed(prefix, clock::boot_ms())
     }
 
     /// When a hold that is made or renewed now ends.

@@ -12,8 +12,8 @@ use zstd_safe::{CCtx, DCtx};
 use super::wire::{FrameHead, WireError};
 use crate::store::ring::RingEntry;
 
-/// Bytes of a big batch in one frame: far below any limit of gRPC.
-const PART_BYTES: usize = 1 << 20;
+/// Bytes of a big batch in one frame: so few that one comes well within [`super::Tuning::silence`] over the slowest link.
+const PART_BYTES: usize = 128 << 10;
 /// A batch from this size on goes alone: copying it into a bundle would save nothing.
 const ALONE_BYTES: usize = 64 << 10;
 /// Bytes of a bundle.

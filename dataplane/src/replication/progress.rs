@@ -77,6 +77,7 @@ pub(super) struct Meter {
 impl Meter {
     /// A new attempt.
     pub fn attempt(&self) {
+        self.fetched.store(0, Ordering::Relaxed);
         self.attempts.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -91,6 +92,11 @@ impl Meter {
     /// Bytes came.
     pub fn add(&self, bytes: u64) {
         self.fetched.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether data came in this attempt.
+    pub fn has_fetched(&self) -> bool {
+        self.fetched.load(Ordering::Relaxed) > 0
     }
 
     pub fn read(&self) -> BootstrapProgress {

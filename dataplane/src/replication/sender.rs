@@ -435,18 +435,19 @@ impl Sender {
         // Subscribed before the check: an exchange of the copy in between cuts the subscription.
         let subscription = Subscription::new(uuid, self.link.signal.clone());
         prefix.subscribe(subscription.clone());
-        let refusal = self.check_resume(&prefix, after).await;
-        if let Some(reason) = refusal {
+        // First the hold, then the look at what there is.
+        let owner = Owner::Follower(self.follower);
+        let expires_ms = self.ctx.hold_expiry_ms();
+        let hold = Hold { owner: owner.clone(), prefix: Some(uuid), after: after.sequence, expires_ms };
+        self.ctx.holds.lock().put(hold);
+        if let Some(reason) = self.check_resume(&prefix, after).await {
             prefix.unsubscribe(&subscription);
+            if matches!(reason, Reason::TooOld(_) | Reason::Diverged(_)) {
+                // It will be copied, under a hold of its own. Who is told to wait comes again.
+                self.ctx.holds.lock().remove_one(&owner, uuid);
+            }
             return self.refuse(uuid, attempt, reason).await;
         }
-        let hold = Hold {
-            owner: Owner::Follower(self.follower),
-            prefix: Some(uuid),
-            after: after.sequence,
-            expires_ms: self.ctx.hold_expiry_ms(),
-        };
-        self.ctx.holds.lock().put(hold);
         let head = FrameHead { prefix_uuid: uuid.to_string(), attempt, reign: reign_ref_to(self.reign) };
         let cursor =
             Cursor { prefix, head, sent: after.sequence, subscription, catching_up: false, told: Position::ZERO };

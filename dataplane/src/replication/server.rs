@@ -116,6 +116,8 @@ async fn keep_house(ctx: Arc<ReplicationCtx>, snapshots: Arc<Snapshots>, stop: C
         snapshots.expire(now_ms).await;
         let role = ctx.store.role();
         let prefixes = ctx.store.prefixes();
+        // Nobody copies what was dropped.
+        snapshots.retain_prefixes(|p| prefixes.by_uuid.contains_key(&p)).await;
         ctx.holds.lock().retain_prefixes(|p| prefixes.by_uuid.contains_key(&p));
         let mut acks = ctx.acks.lock();
         if role.is_primary {

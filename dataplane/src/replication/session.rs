@@ -29,8 +29,12 @@ use crate::clock;
 use crate::store::Endpoint;
 use crate::store::prefix::{Prefix, PrefixPhase};
 
-/// Messages that may wait for the upstream: a resume and a cancel for each of a thousand prefixes, and credit.
-const QUEUE: usize = 4096;
+/// Messages that may wait for the upstream besides those of the prefixes: credit and what became durable.
+const QUEUE: usize = 1024;
+/// Messages that may wait for one prefix: a session begins with a resume for each, and each may be cancelled and resumed again.
+const QUEUE_PER_PREFIX: usize = 4;
+/// However many prefixes are allowed.
+const MAX_QUEUE: usize = 1 << 20;
 /// How often waiting prefixes are looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// Prefixes named in one line of lag.
@@ -59,7 +63,8 @@ async fn open(
     let ctx = &shared.ctx;
     let opening = async {
         let channel = connect(ctx, upstream).await?;
-        let (tx, rx) = mpsc::channel(QUEUE);
+        let prefixes = ctx.store.settings.load().max_prefixes.max(ctx.store.prefixes().by_uuid.len());
+        let (tx, rx) = mpsc::channel(queue_for(prefixes));
         let own = ctx.own(upstream.data_uuid);
         // The channel is new and empty.
         let _ = tx.try_send(v1::FollowerMessage { message: Some(ToUpstream::Hello(hello_to(&own, None))) });
@@ -127,6 +132,11 @@ async fn open(
         live.perform(effect)?;
     }
     Ok(Some((live, incoming)))
+}
+
+/// Room for everything that so many prefixes may have to say at once.
+fn queue_for(prefixes: usize) -> usize {
+    QUEUE + prefixes.saturating_mul(QUEUE_PER_PREFIX).min(MAX_QUEUE)
 }
 
 /// Returns once the orders name another upstream, or another reign is promised.
@@ -235,7 +245,7 @@ impl Live {
                 }
                 _ = tick.tick() => {
                     if heard.elapsed() > silence {
-                        return Err(LinkError::Silent);
+                        return Err(LinkError::Quiet(silence));
                     }
                     self.step(Event::Tick)?;
                     self.housekeeping()?;
@@ -268,6 +278,9 @@ impl Live {
         for (&uuid, prefix) in map.by_uuid.iter().filter(|(uuid, _)| wanted(uuid)) {
             self.prefixes.entry(uuid).or_insert_with(|| prefix.clone());
             let state = self.core.state(uuid);
+            if prefix.lacks_room() && !self.shared.bootstraps.contains(uuid) {
+                continue;
+            }
             let has_copy = prefix.copy().is_some();
             if !has_copy && !self.shared.bootstraps.contains(uuid) {
                 self.shared.bootstraps.enqueue(uuid, BootstrapCause::Missing);
@@ -550,5 +563,18 @@ impl LagLog {
             self.warned = Some(Instant::now());
             tracing::warn!(prefix = %prefix.name, lag, prefixes = behind.len(), "too big difference to the upstream");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_of_as_many_prefixes_as_a_store_may_have_can_begin() {
+        for prefixes in [0, 1, 1_000, 5_000, 100_000] {
+            assert!(queue_for(prefixes) >= 2 * prefixes + 100, "{prefixes}");
+        }
+        assert!(queue_for(usize::MAX) <= 2 * MAX_QUEUE, "it is bounded whatever is set");
     }
 }

@@ -26,10 +26,10 @@ use super::wire::{position_from, position_to, prefix_from};
 use crate::clock;
 use crate::store::prefix::{Copy, Prefix, PrefixPhase};
 
-/// Bytes of one chunk.
-const CHUNK_BYTES: usize = 256 << 10;
+/// Bytes of one chunk: several files come at a time, and each chunk must within [`super::Tuning::silence`].
+const CHUNK_BYTES: usize = 64 << 10;
 /// Chunks read ahead of the network.
-const CHUNKS_AHEAD: usize = 4;
+const CHUNKS_AHEAD: usize = 16;
 /// Snapshots that may be open at a time.
 const MAX_OPEN: usize = 8;
 
@@ -223,6 +223,11 @@ impl Snapshots {
     /// Closes those that nobody read for too long.
     pub async fn expire(&self, now_ms: u64) {
         self.close_matching(|s| s.expires_ms.load(Ordering::Acquire) <= now_ms).await;
+    }
+
+    /// Closes those of prefixes that `keep` does not know.
+    pub async fn retain_prefixes(&self, keep: impl Fn(PrefixUuid) -> bool) {
+        self.close_matching(|s| !keep(s.prefix)).await;
     }
 
     pub async fn close_all(&self) {

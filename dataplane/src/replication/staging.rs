@@ -8,6 +8,8 @@ use parovoz_dataplane_core::types::{DataUuid, Position};
 use parovoz_proto::v1;
 use serde::{Deserialize, Serialize};
 
+use super::snapshots::crc_of;
+
 /// One file of the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StagedFile {
@@ -98,12 +100,17 @@ impl Manifest {
             let known = before.and_then(|b| b.files.iter().find(|f| f.name == file.name && f.size == file.size));
             let path = db.join(&file.name);
             let here = fs::metadata(&path).map_or(0, |m| m.len());
-            let todo = match known.and_then(|k| k.crc32c).filter(|_| here == file.size) {
-                Some(crc) if same => Todo::Done(crc),
-                Some(crc) => Todo::Compare(crc),
-                None => {
-                    // Only table files keep their contents under one name; anything else begins anew with a new snapshot.
-                    let keep = here <= file.size && (same || (known.is_some() && file.name.ends_with(".sst")));
+            let whole = known.and_then(|k| k.crc32c).filter(|_| here == file.size);
+            let todo = match whole {
+                Some(crc) if same && (is_table(&file.name) || crc_of(&mut File::open(&path)?, here)? == crc) => {
+                    Todo::Done(crc)
+                }
+                Some(crc) if is_table(&file.name) => Todo::Compare(crc),
+                _ => {
+                    // Only table files keep their contents under one name; anything else begins anew with a new snapshot, and
+                    // where it is not what came.
+                    let part = whole.is_none() && here <= file.size;
+                    let keep = part && (same || (known.is_some() && is_table(&file.name)));
                     if !keep && path.exists() {
                         fs::remove_file(&path)?;
                     }
@@ -119,6 +126,11 @@ impl Manifest {
         Ok((Self { format: FORMAT, snapshot_id, source, source_address, sequence_offset, held_after, files }, todos))
     }
 
+    /// Bytes that [`scratch_dir`] takes: tables are only linked.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.files.iter().filter(|f| !is_table(&f.name)).map(|f| f.size).sum()
+    }
+
     /// Bytes of all files.
     pub fn total(&self) -> u64 {
         self.files.iter().map(|f| f.size).sum()
@@ -128,6 +140,36 @@ impl Manifest {
 /// Where the database's files go.
 pub(super) fn db_dir(staging: &Path) -> PathBuf {
     staging.join("db")
+}
+
+/// A copy of the fetched files to open: a database changes what it is opened on, and what was fetched must stay as it came, for
+/// a copy that is cut now. Tables are never changed and only linked.
+pub(super) fn scratch_dir(staging: &Path, files: &[StagedFile]) -> io::Result<PathBuf> {
+    let (db, scratch) = (db_dir(staging), staging.join("check"));
+    remove_scratch(staging)?;
+    fs::create_dir(&scratch)?;
+    for file in files {
+        let (from, to) = (db.join(&file.name), scratch.join(&file.name));
+        if is_table(&file.name) {
+            fs::hard_link(from, to)?;
+        } else {
+            fs::copy(from, to)?;
+        }
+    }
+    Ok(scratch)
+}
+
+/// Removes what [`scratch_dir`] made, if it did.
+pub(super) fn remove_scratch(staging: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(staging.join("check")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a file keeps its contents under its name for good. Of the others the size says nothing.
+fn is_table(name: &str) -> bool {
+    name.ends_with(".sst")
 }
 
 /// Bytes of the files that are here.
@@ -195,6 +237,29 @@ mod tests {
         assert_eq!(todos, [Todo::Compare(7), Todo::Fetch, Todo::Fetch]);
         assert!(db.join("2.sst").exists(), "the part of a table is kept: its checksum decides");
         assert!(!db.join("CURRENT").exists() && !db.join("stranger").exists());
+    }
+
+    #[test]
+    fn a_small_file_that_is_not_what_came_is_fetched_again_and_checks_touch_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = snapshot("a", &[("1.sst", 4), ("CURRENT", 4)]);
+        let (mut manifest, _) = prepare(dir.path(), &wanted, None);
+        let db = db_dir(dir.path());
+        for (file, name) in manifest.files.iter_mut().zip(["1.sst", "CURRENT"]) {
+            fs::write(db.join(name), b"abcd").unwrap();
+            file.crc32c = Some(crc32c::crc32c(b"abcd"));
+        }
+        let scratch = scratch_dir(dir.path(), &manifest.files).unwrap();
+        assert_eq!(manifest.scratch_bytes(), 4);
+        fs::write(scratch.join("CURRENT"), b"dcba").unwrap();
+        fs::remove_file(scratch.join("1.sst")).unwrap();
+        let done = Todo::Done(crc32c::crc32c(b"abcd"));
+        assert_eq!(prepare(dir.path(), &wanted, Some(&manifest)).1, [done.clone(), done.clone()]);
+        remove_scratch(dir.path()).unwrap();
+        remove_scratch(dir.path()).unwrap();
+        fs::write(db.join("CURRENT"), b"dcba").unwrap();
+        assert_eq!(prepare(dir.path(), &wanted, Some(&manifest)).1, [done, Todo::Fetch]);
+        assert!(!db.join("CURRENT").exists());
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub struct ReplicationStats {
     pub bootstraps_completed: Counter,
     /// Attempts of bootstraps that failed.
     pub bootstrap_failures: Counter,
+    /// Copies that were refused because tables of their source are damaged.
+    pub damaged_copies: Counter,
     /// Bytes of files taken for bootstraps.
     pub bootstrap_bytes_received: Counter,
     /// Bytes of files sent for bootstraps of others.

@@ -12,7 +12,7 @@ use parovoz_dataplane_core::value;
 use parovoz_engine::{Database, EngineError};
 use serde::Serialize;
 
-use super::ReplicationCtx;
+use super::dirs::PrefixDirs;
 use crate::disk::detached::ExportedTail;
 use crate::store::prefix::Prefix;
 
@@ -42,7 +42,7 @@ struct Line<'a> {
 
 /// Exports the records of a copy after `fork`. Blocks. What can't be read any more is missing in it, and the copy is set aside as a
 /// whole anyway, so a failure is only told.
-pub(super) fn export(ctx: &ReplicationCtx, prefix: &Prefix, fork: Position) {
+pub(crate) fn export(dirs: &dyn PrefixDirs, prefix: &Prefix, fork: Position) {
     let Some(copy) = prefix.copy() else { return };
     let last = prefix.position_at(copy.db.latest());
     if last.sequence <= fork.sequence {
@@ -58,7 +58,7 @@ pub(super) fn export(ctx: &ReplicationCtx, prefix: &Prefix, fork: Position) {
         file: String::new(),
     };
     let history = prefix.history();
-    let done = ctx.dirs.export_tail(&tail, &mut |out| {
+    let done = dirs.export_tail(&tail, &mut |out| {
         write_tail(&*copy.db, &history, fork.sequence, MAX_BYTES, out).map_err(io::Error::other)
     });
     match done {

@@ -46,6 +46,23 @@ struct Hole {
     parts: Vec<Vec<u8>>,
 }
 
+/// What bytes wait for: that a group of writes is durable in one prefix, which has this number at its loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Ticket {
+    pub(super) index: usize,
+    pub(super) group: u64,
+}
+
+/// Replies in `ready` that wait, from where to where.
+#[derive(Debug)]
+struct Held {
+    ticket: Ticket,
+    from: usize,
+    to: usize,
+    /// They are about writes.
+    wrote: bool,
+}
+
 #[derive(Debug)]
 enum Segment {
     Bytes(Vec<u8>),
@@ -73,8 +90,10 @@ pub(super) struct Output {
     counted: usize,
     /// Size of the reply executed last.
     last_reply: usize,
-    /// From where in `ready` on bytes wait until a group of writes is durable, and which; both grow.
-    held: VecDeque<(u64, usize)>,
+    /// What waits until a group of writes is durable, in the order of the bytes.
+    held: VecDeque<Held>,
+    /// Bytes were exchanged: where which of `held` stands is not known any more.
+    moved: bool,
 }
 
 /// Says that replies go to the bytes that may go out, not to a segment.
@@ -163,12 +182,12 @@ impl Output {
     /// Bytes that wait, for the client to read, for a group to be durable or for a hole to be filled.
     pub(super) fn waiting(&self) -> usize {
         let last = if let Some(Segment::Bytes(bytes)) = self.later.back() { bytes.len() } else { 0 };
-        self.ready.len() - self.sent + self.enclosed + self.filled + last
+        self.ready.len() - self.sent + self.enclosed + self.filled + last + self.held.len() * size_of::<Held>()
     }
 
     /// Bytes that may go out.
     pub(super) fn unsent(&self) -> &[u8] {
-        let end = self.held.front().map_or(self.ready.len(), |(_, from)| *from);
+        let end = self.held.front().map_or(self.ready.len(), |held| held.from);
         &self.ready[self.sent..end.max(self.sent)]
     }
 
@@ -177,29 +196,56 @@ impl Output {
         self.holes > 0 || self.ready.len() > self.sent
     }
 
-    /// Holds the bytes from `from` of what [`Output::tail`] gave as [`READY`] until group `group` is durable; answers whether
-    /// nothing waited for that group before.
-    pub(super) fn hold(&mut self, group: u64, from: usize) -> bool {
-        // What comes later waits for what is before it anyway.
-        let news = self.held.back().is_none_or(|(last, _)| *last < group);
-        if news {
-            self.held.push_back((group, from));
+    /// Holds replies from `from` to `to` in what [`Output::tail`] gave as [`READY`] until this is durable, and so what comes
+    /// after them.
+    pub(super) fn hold(&mut self, ticket: Ticket, from: usize, to: usize, wrote: bool) {
+        match self.held.back_mut() {
+            Some(last) if last.ticket == ticket && last.to == from && last.wrote == wrote => last.to = to,
+            _ => self.held.push_back(Held { ticket, from, to, wrote }),
         }
-        news
     }
 
     /// Bytes were exchanged for others: what may still go out waits for the first group that something waits for.
     pub(super) fn hold_all(&mut self) {
-        for (_, from) in &mut self.held {
-            *from = self.sent;
+        for held in &mut self.held {
+            held.from = self.sent;
         }
+        self.moved = !self.held.is_empty();
     }
 
-    /// All groups up to `group` are durable.
-    pub(super) fn let_go(&mut self, group: u64) {
-        while self.held.front().is_some_and(|(held, _)| *held <= group) {
-            self.held.pop_front();
+    /// All groups of a prefix up to this one are durable.
+    pub(super) fn let_go(&mut self, ticket: Ticket) {
+        self.held.retain(|held| held.ticket.index != ticket.index || held.ticket.group > ticket.group);
+        self.moved &= !self.held.is_empty();
+    }
+
+    /// Puts an error in the place of every reply that waits for exactly this: the first one where it is about a write, else the
+    /// second. Answers how many there were; `None` if nobody knows which they are.
+    pub(super) fn give_up(&mut self, ticket: Ticket, errors: &[Vec<u8>; 2]) -> Option<usize> {
+        if self.moved {
+            return None;
         }
+        let (mut out, mut at, mut count) = (Vec::with_capacity(self.ready.len()), 0, 0);
+        for mut held in std::mem::take(&mut self.held) {
+            out.extend_from_slice(&self.ready[at..held.from]);
+            at = held.to;
+            let mut replies = &self.ready[held.from..held.to];
+            held.from = out.len();
+            if held.ticket == ticket {
+                while !replies.is_empty() {
+                    replies = &replies[reply_len(replies).unwrap_or(replies.len())..];
+                    out.extend_from_slice(&errors[usize::from(!held.wrote)]);
+                    count += 1;
+                }
+            } else {
+                out.extend_from_slice(replies);
+                held.to = out.len();
+                self.held.push_back(held);
+            }
+        }
+        out.extend_from_slice(&self.ready[at..]);
+        self.ready = out;
+        Some(count)
     }
 
     /// A reply of so many bytes was executed.
@@ -231,8 +277,9 @@ impl Output {
         let mostly_sent = self.sent >= COMPACT_FROM && self.sent >= self.ready.len() - self.sent;
         if self.sent == self.ready.len() || mostly_sent {
             self.ready.drain(..self.sent);
-            for (_, from) in &mut self.held {
-                *from = from.saturating_sub(self.sent);
+            for held in &mut self.held {
+                // Where bytes were exchanged, an end may be before what is held.
+                (held.from, held.to) = (held.from.saturating_sub(self.sent), held.to.saturating_sub(self.sent));
             }
             self.sent = 0;
             if self.ready.capacity() > OUTPUT_PAUSE.max(self.ready.len() * 4) {
@@ -432,9 +479,10 @@ mod tests {
             let from = o.tail().0.len();
             o.tail().0.extend(std::iter::repeat_with(|| n.to_le_bytes()).take(1_000).flatten());
             // Every reply waits for its group for a moment.
-            o.hold(n, from);
+            let (group, to) = (n + 1, o.tail().0.len());
+            o.hold(Ticket { index: 0, group }, from, to, true);
             if n > 0 {
-                o.let_go(n - 1);
+                o.let_go(Ticket { index: 0, group: n });
                 let taken = o.unsent().len() / 8 * 8;
                 for word in o.unsent()[..taken].chunks(8) {
                     assert_eq!(word, (expected / 1_000).to_le_bytes());
@@ -445,7 +493,7 @@ mod tests {
             let (counted, _) = o.recount();
             assert!(o.ready.capacity() <= 4 << 20 && counted <= 1 << 20, "{counted} of {}", o.ready.capacity());
         }
-        o.let_go(u64::MAX);
+        o.let_go(Ticket { index: 0, group: u64::MAX });
         assert_eq!(o.unsent(), 3_999u64.to_le_bytes().repeat(1_000));
     }
 
@@ -457,5 +505,35 @@ mod tests {
         o.fill(hole, 0, b"+2\r\n");
         o.fill(99, 0, b"+3\r\n");
         assert_eq!(sent(&mut o), "+1\r\n");
+    }
+
+    #[test]
+    fn what_is_given_up_becomes_errors_and_the_rest_still_waits() {
+        let mut o = Output::default();
+        let ticket = |index, group| Ticket { index, group };
+        let mut put = |text: &str, held: Option<(Ticket, bool)>| {
+            let (out, _) = o.tail();
+            let from = out.len();
+            out.extend_from_slice(text.as_bytes());
+            let to = out.len();
+            if let Some((ticket, wrote)) = held {
+                o.hold(ticket, from, to, wrote);
+            }
+        };
+        put("+1\r\n", None);
+        put("+2\r\n", Some((ticket(1, 5), true)));
+        put("+3\r\n", Some((ticket(1, 5), true)));
+        put("$1\r\n4\r\n", Some((ticket(1, 5), false)));
+        put("+5\r\n", Some((ticket(2, 5), true)));
+        put("+6\r\n", None);
+        put("+7\r\n", Some((ticket(2, 6), true)));
+        let errors = [b"-TIMEOUT w\r\n".to_vec(), b"-R\r\n".to_vec()];
+        assert_eq!(sent(&mut o), "+1\r\n");
+        assert_eq!(o.give_up(ticket(1, 5), &errors), Some(3));
+        assert_eq!(sent(&mut o), "-TIMEOUT w\r\n-TIMEOUT w\r\n-R\r\n");
+        o.let_go(ticket(2, 5));
+        assert_eq!(sent(&mut o), "+5\r\n+6\r\n");
+        assert_eq!(o.give_up(ticket(2, 6), &errors), Some(1));
+        assert_eq!(sent(&mut o), "-TIMEOUT w\r\n");
     }
 }

@@ -204,10 +204,9 @@ impl Dispatcher {
         self.pass_bytes += to - from;
         match self.exec.settle(MarkAt::Conn(session.id, segment), from, to) {
             Settled::Goes => {}
-            Settled::Held(group) => {
-                if session.output.hold(group, from) {
-                    self.exec.held(group, session.id);
-                }
+            Settled::Held(ticket, wrote) => {
+                session.output.hold(ticket, from, to, wrote);
+                self.exec.held(ticket, session.id);
             }
             Settled::Waits(index) => {
                 let bytes = out.split_off(from);
@@ -402,7 +401,7 @@ impl Dispatcher {
             let number = self.replies[home].items.len();
             match self.exec.settle(MarkAt::Item(home, number), from, to) {
                 // Only what is written in place is held.
-                Settled::Goes | Settled::Held(_) => self.replies[home].items.push((item.to, from, to)),
+                Settled::Goes | Settled::Held(..) => self.replies[home].items.push((item.to, from, to)),
                 Settled::Waits(index) => {
                     let bytes = out.split_off(from);
                     self.exec.park(index, Waiter::Reply(item.to, bytes));

@@ -13,6 +13,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use parovoz_dataplane_core::resp::Reply;
 use slab::Slab;
+use socket2::TcpKeepalive;
 
 use super::Shared;
 use super::conn::{Conn, Pause};
@@ -49,6 +50,8 @@ const POLL_MS: u64 = 1;
 const WAITS_PER_MS: u64 = 2_000;
 /// Room for the first bytes of an unfinished request.
 const INPUT_FIRST: usize = 64 << 10;
+/// A connection that is silent for so long is asked whether it is still there, by TCP; as Redis does.
+const KEEPALIVE: Duration = Duration::from_secs(300);
 /// How long a stopping loop waits for replies that others owe and for clients to take theirs.
 const DRAIN_MS: u64 = 2000;
 
@@ -118,7 +121,7 @@ impl EventLoop {
         scanner: Scanner,
     ) -> io::Result<Self> {
         let mut exec = Executor::new(shared.clone(), shard);
-        exec.set_syncer(Syncer::start(shared.clone(), shard)?);
+        exec.set_syncer(Syncer::start(&shared, shard)?);
         if let Some(l) = &mut listening {
             poll.registry().register(&mut l.listener, LISTEN, Interest::READABLE)?;
         }
@@ -550,8 +553,10 @@ fn welcome(shared: &Shared, shard: usize, mut stream: TcpStream, peer: SocketAdd
         return None;
     };
     add(&shared.stats[shard].accepted, 1);
-    if let Err(e) = stream.set_nodelay(true) {
-        tracing::debug!(error = %e, "set TCP_NODELAY");
+    let socket = socket2::SockRef::from(&stream);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 10);
+    if let Err(e) = stream.set_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive)) {
+        tracing::debug!(error = %e, "set TCP_NODELAY and SO_KEEPALIVE");
     }
     Some(Box::new(Conn::new(stream, client, shared.store.limits.batch)))
 }

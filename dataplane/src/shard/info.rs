@@ -68,7 +68,7 @@ fn server(exec: &Executor, text: &mut String) {
 fn clients(exec: &Executor, text: &mut String) {
     line(text, "connected_clients", exec.shared.clients.len());
     line(text, "maxclients", exec.shared.max_connections);
-    line(text, "blocked_clients", sum(exec, |s| &s.parked));
+    line(text, "blocked_clients", sum(exec, |s| &s.parked) + sum(exec, |s| &s.held));
 }
 
 fn memory(exec: &Executor, text: &mut String) {
@@ -143,16 +143,17 @@ fn keyspace(exec: &Executor, text: &mut String) {
     let map = exec.shared.store.prefixes();
     let mut names: Vec<_> = map.by_name.values().collect();
     names.sort_by(|a, b| a.name.cmp(&b.name));
-    let keys = |p: &crate::store::prefix::Prefix| p.copy().map_or(0, |c| c.db.estimated_keys());
-    let total: u64 = names.iter().map(|p| keys(p)).sum();
+    let now_ms = clock::wall_ms();
+    let counted: Vec<_> = names.iter().map(|p| exec.shared.counts.last(p, now_ms)).collect();
+    let total: u64 = counted.iter().map(|count| count.keys).sum();
     if total > 0 {
         line(text, "db0", format_args!("keys={total},expires=0,avg_ttl=0"));
     }
-    for prefix in names {
+    for (prefix, count) in names.into_iter().zip(counted) {
         line(
             text,
             &format!("prefix_{}", prefix.name),
-            format_args!("keys={},sequence={}", keys(prefix), prefix.applied()),
+            format_args!("keys={},estimated={},sequence={}", count.keys, u8::from(count.estimated), prefix.applied()),
         );
     }
 }

@@ -10,6 +10,7 @@
 mod cache;
 mod clients;
 mod conn;
+mod counts;
 mod dispatch;
 mod event_loop;
 mod exec;
@@ -81,6 +82,7 @@ pub(crate) struct Shared {
     /// Per loop: `boot_ms` since which its oldest reply has been waiting for replicas; 0 = none waits.
     waiting_since: Box<[AtomicU64]>,
     calls: Arc<Semaphore>,
+    counts: counts::Counts,
 }
 
 impl std::fmt::Debug for Shared {
@@ -162,6 +164,7 @@ impl Shards {
             waiting_since: (0..loops).map(|_| AtomicU64::new(0)).collect(),
             beats: (0..loops).map(|_| AtomicU64::new(now)).collect(),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
+            counts: counts::Counts::default(),
         });
         let scanner = scan::Scanner::start(shared.clone()).map_err(|cause| StartError::Loop { number: 0, cause })?;
         let (ends, ended) = mpsc::channel();

@@ -1,4 +1,4 @@
-//! `SCAN` and `DBSIZE`, on a thread of their own: iterators would hold up a loop.
+//! `SCAN`, `DBSIZE` and the counts that `INFO` shows, on a thread of their own: iterators would hold up a loop.
 //!
 //! A scan walks the prefixes in the order of their names and each in the order of its keys. A cursor is the number of an entry
 //! in a table: which prefix, after which key. So every key that is there from the first step to the last is answered, once.
@@ -7,7 +7,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 use parovoz_dataplane_core::command::glob::{self, Scope};
 use parovoz_dataplane_core::command::key;
@@ -18,6 +19,7 @@ use parovoz_engine::{Direction, Family};
 
 use super::Shared;
 use super::message::{Message, ReplyTo, Scanned};
+use crate::clock;
 use crate::store::prefix::Prefix;
 
 /// Scans that may wait for the thread.
@@ -28,9 +30,11 @@ const CURSORS_MAX: usize = 10_000;
 const STEP_KEYS_MAX: u64 = 10_000;
 /// Prefixes that one step looks into.
 const STEP_PREFIXES_MAX: usize = 200;
-/// Keys that `DBSIZE` counts one by one, in one prefix and in all; beyond that it takes the database's estimate.
-const COUNTED_MAX: u64 = 100_000;
-const COUNTED_TOTAL_MAX: u64 = 1_000_000;
+/// Between two rounds in which prefixes are counted for `INFO`, and keys that one round looks at, about.
+const ROUND: Duration = Duration::from_secs(10);
+const ROUND_KEYS: u64 = 1_000_000;
+/// How long after `INFO` asked a round may begin.
+const ROUND_SOON: Duration = Duration::from_secs(1);
 
 /// What is to be scanned.
 #[derive(Debug)]
@@ -117,26 +121,75 @@ impl Scanner {
 
 fn run(shared: &Shared, queue: &Receiver<ScanTask>) {
     let mut cursors = Cursors::new();
-    while let Ok(task) = queue.recv() {
-        let mut bytes = Vec::new();
-        let mut seen = Vec::new();
-        let mut reply = Reply::new(&mut bytes, task.proto);
-        let done = match &task.scanning {
-            Scanning::Count => count_all(shared, task.now_ms, &mut seen).map(|n| reply.count(n)),
-            Scanning::Keys { any: false, .. } => {
-                page(&mut reply, 0, &[]);
-                Ok(())
-            }
-            Scanning::Keys { cursor, pattern, count, .. } => {
-                let mut step = Step::new(shared, pattern.as_deref(), *count, task.now_ms, &mut seen);
-                step.run(&mut cursors, *cursor).map(|next| page(&mut reply, next, &step.found))
-            }
-        };
-        if let Err(error) = done {
-            bytes.clear();
-            Reply::new(&mut bytes, task.proto).error(&error);
+    let mut round = Round::default();
+    loop {
+        let pause = if round.is_under_way() { Duration::ZERO } else { ROUND_SOON };
+        match queue.recv_timeout(pause) {
+            Ok(task) => answer(shared, &mut cursors, task),
+            Err(RecvTimeoutError::Timeout) => round.step(shared),
+            Err(RecvTimeoutError::Disconnected) => return,
         }
-        shared.inboxes[task.to.shard].push(Message::Scanned(Box::new(Scanned { to: task.to, bytes, seen })));
+    }
+}
+
+fn answer(shared: &Shared, cursors: &mut Cursors, task: ScanTask) {
+    let mut bytes = Vec::new();
+    let mut seen = Vec::new();
+    let mut reply = Reply::new(&mut bytes, task.proto);
+    let done = match &task.scanning {
+        Scanning::Count => count_all(shared, task.now_ms, &mut seen).map(|n| reply.count(n)),
+        Scanning::Keys { any: false, .. } => {
+            page(&mut reply, 0, &[]);
+            Ok(())
+        }
+        Scanning::Keys { cursor, pattern, count, .. } => {
+            let mut step = Step::new(shared, pattern.as_deref(), *count, task.now_ms, &mut seen);
+            step.run(cursors, *cursor).map(|next| page(&mut reply, next, &step.found))
+        }
+    };
+    if let Err(error) = done {
+        bytes.clear();
+        Reply::new(&mut bytes, task.proto).error(&error);
+    }
+    shared.inboxes[task.to.shard].push(Message::Scanned(Box::new(Scanned { to: task.to, bytes, seen })));
+}
+
+/// Counts what changed since the last count, a prefix at a time while nobody wants to scan.
+#[derive(Debug, Default)]
+struct Round {
+    left: Vec<Arc<Prefix>>,
+    keys: u64,
+    began: Option<Instant>,
+}
+
+impl Round {
+    fn is_under_way(&self) -> bool {
+        !self.left.is_empty() && self.keys < ROUND_KEYS
+    }
+
+    fn step(&mut self, shared: &Shared) {
+        let now_ms = clock::wall_ms();
+        if !self.is_under_way() {
+            if self.began.is_some_and(|began| began.elapsed() < ROUND) {
+                return;
+            }
+            // What the last round did not come to is first.
+            if self.left.is_empty() {
+                if !shared.counts.take_wanted() {
+                    return;
+                }
+                let map = shared.store.prefixes();
+                shared.counts.retain(|prefix| map.by_uuid.contains_key(&prefix));
+                self.left = map.by_name.values().filter(|p| shared.counts.is_stale(p, now_ms)).cloned().collect();
+            }
+            (self.began, self.keys) = (Some(Instant::now()), 0);
+        }
+        if let Some(prefix) = self.left.pop() {
+            match shared.counts.count(&prefix, now_ms, &mut Vec::new()) {
+                Ok((_, looked_at)) => self.keys += looked_at,
+                Err(error) => tracing::debug!(prefix = %prefix.name, error, "keys not counted"),
+            }
+        }
     }
 }
 
@@ -149,34 +202,12 @@ fn page(reply: &mut Reply<'_>, next: u64, keys: &[Vec<u8>]) {
     }
 }
 
-type Seen = Vec<(Arc<Prefix>, Sequence)>;
+pub(super) type Seen = Vec<(Arc<Prefix>, Sequence)>;
 
-/// Counts keys that have not expired; past the bounds, what the database estimates.
+/// Counts keys that have not expired, in all prefixes.
 fn count_all(shared: &Shared, now_ms: u64, seen: &mut Seen) -> Result<u64, String> {
-    let mut total = 0;
-    let mut counted = 0;
-    for prefix in shared.store.prefixes().by_name.values() {
-        let Some(copy) = prefix.copy() else {
-            return Err(format!("LOADING prefix '{}' is being loaded on this member", prefix.name));
-        };
-        let (mut here, mut looked_at, mut whole) = (0, 0, true);
-        if counted < COUNTED_TOTAL_MAX && copy.db.estimated_keys() <= COUNTED_MAX * 2 {
-            let snapshot = copy.db.snapshot();
-            let mut each = |_: &[u8], stored: &[u8]| {
-                looked_at += 1;
-                here += u64::from(value::decode(stored).is_ok_and(|v| !v.is_expired(now_ms)));
-                whole = looked_at < COUNTED_MAX;
-                whole
-            };
-            snapshot.scan(Family::Data, &[], &[], Direction::Forward, &mut each).map_err(|e| format!("ERR {e}"))?;
-            seen.push((prefix.clone(), snapshot.sequence()));
-            counted += looked_at;
-        } else {
-            whole = false;
-        }
-        total += if whole { here } else { copy.db.estimated_keys() };
-    }
-    Ok(total)
+    let map = shared.store.prefixes();
+    map.by_name.values().map(|prefix| Ok(shared.counts.count(prefix, now_ms, seen)?.0.keys)).sum()
 }
 
 /// One step of `SCAN`.

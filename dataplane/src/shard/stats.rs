@@ -82,7 +82,9 @@ pub struct ShardStats {
     pub cache_misses: AtomicU64,
     /// Replies that wait for replicas now.
     pub parked: AtomicU64,
-    /// Replies that waited for replicas in vain: outcome unknown.
+    /// Replies that wait for the disk now, those of a connection in one group counted once.
+    pub held: AtomicU64,
+    /// Replies that waited for replicas or for the disk in vain: outcome unknown.
     pub parked_timeouts: AtomicU64,
 }
 
@@ -112,6 +114,7 @@ impl Default for ShardStats {
             cache_hits: zero(),
             cache_misses: zero(),
             parked: zero(),
+            held: zero(),
             parked_timeouts: zero(),
         }
     }

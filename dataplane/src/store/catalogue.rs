@@ -1,15 +1,18 @@
 //! The catalogue: a replicated system prefix whose records create and drop all others.
 //!
 //! Records: `p/NAME` -> the prefix's identity; `d/UUID` -> the name of a dropped one. A drop deletes `p/NAME` and puts
-//! `d/UUID` in one batch. Only an applied `d/` record ever takes a prefix away; absence means nothing.
+//! `d/UUID` in one batch. Only an applied `d/` record ever takes a prefix away; absence means nothing, but where a catalogue
+//! that had diverged was replaced: see [`unlisted`].
 //!
 //! On a primary one thread creates and drops, so there is one writer. On a replica the apply thread of the catalogue calls
 //! `Catalogue::apply_records` for each batch *before* the batch is acknowledged.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
+use parking_lot::Mutex;
 use parovoz_dataplane_core::batch::{self, BatchBuilder, DATA_FAMILY, Record};
 use parovoz_dataplane_core::history::{EpochHistory, EpochRecord};
 use parovoz_dataplane_core::types::{Position, PrefixName, PrefixUuid, Sequence, catalogue_uuid};
@@ -24,6 +27,10 @@ use crate::clock;
 use crate::config::{Durability, PrefixCreate};
 use crate::disk::layout::{Generation, Layout, LayoutError};
 use crate::run::FatalSwitch;
+
+#[cfg(test)]
+mod tests;
+mod unlisted;
 
 /// Databases that are opened at a time: more gained nothing on two cores.
 const OPENERS: usize = 16;
@@ -128,6 +135,9 @@ pub struct Catalogue {
     loops: usize,
     jobs: SyncSender<Job>,
     fatal: FatalSwitch,
+    /// Prefixes of this member that the catalogue it copied does not list: it is behind, and will.
+    unlisted: Mutex<HashMap<PrefixUuid, PrefixName>>,
+    detaching: Mutex<()>,
 }
 
 impl Catalogue {
@@ -143,7 +153,16 @@ impl Catalogue {
         fatal: FatalSwitch,
     ) -> std::io::Result<Arc<Self>> {
         let (jobs, queue) = sync_channel(QUEUE);
-        let catalogue = Arc::new(Self { store, engine, layout, loops, jobs, fatal });
+        let catalogue = Arc::new(Self {
+            store,
+            engine,
+            layout,
+            loops,
+            jobs,
+            fatal,
+            unlisted: Mutex::default(),
+            detaching: Mutex::default(),
+        });
         let weak = Arc::downgrade(&catalogue);
         std::thread::Builder::new().name("catalogue".into()).spawn(move || {
             for job in JobQueue(queue) {
@@ -173,9 +192,12 @@ impl Catalogue {
             self.store.set_loading(true);
             return Ok(false);
         }
-        let catalogue = self.add(name, uuid);
-        self.open_copy(&catalogue)?;
-        self.open_listed(&catalogue)?;
+        let diverged = self.layout.has_marked_generation(&name, uuid)?;
+        let catalogue = self.add(name.clone(), uuid);
+        self.open_present(&catalogue)?;
+        self.open_listed(&catalogue, diverged)?;
+        // Last: its mark says what is still to be done.
+        self.layout.remove_stale_generations(&name, uuid, clock::wall_ms())?;
         Ok(true)
     }
 
@@ -207,6 +229,7 @@ impl Catalogue {
             if let Record::Put { family: DATA_FAMILY, key, value } = record.map_err(|e| malformed(&e))? {
                 match read_record(key, value)? {
                     Change::Created(name, uuid) => {
+                        self.unlisted.lock().remove(&uuid);
                         let prefix = self.add(name, uuid);
                         if prefix.copy().is_none() {
                             self.create_copy(&prefix)?;
@@ -330,7 +353,11 @@ impl Catalogue {
         Ok((prefix.uuid, position))
     }
 
-    fn detach(&self, name: &PrefixName, uuid: PrefixUuid) -> Result<(), CatalogueError> {
+    /// Takes a prefix out and keeps its data; one that is gone is so already.
+    pub(crate) fn detach(&self, name: &PrefixName, uuid: PrefixUuid) -> Result<(), CatalogueError> {
+        // Its record and a copy that comes too late may both ask for it.
+        let _detaching = self.detaching.lock();
+        self.unlisted.lock().remove(&uuid);
         if let Some(gone) = self.store.remove_prefix(uuid) {
             gone.set_writer(None);
             gone.close();
@@ -382,7 +409,11 @@ impl Catalogue {
 
     /// Opens the present generation of a prefix.
     fn open_copy(&self, prefix: &Prefix) -> Result<(), CatalogueError> {
-        self.layout.remove_stale_generations(&prefix.name, prefix.uuid)?;
+        self.layout.remove_stale_generations(&prefix.name, prefix.uuid, clock::wall_ms())?;
+        self.open_present(prefix)
+    }
+
+    fn open_present(&self, prefix: &Prefix) -> Result<(), CatalogueError> {
         let Some(generation) = self.layout.current(&prefix.name, prefix.uuid)? else { return Ok(()) };
         let sequence_offset = generation.origin.sequence_offset;
         let spec = OpenSpec { sequence_offset, create: false };
@@ -392,8 +423,9 @@ impl Catalogue {
         Ok(())
     }
 
-    /// Adds and opens what the catalogue lists and detaches what it says was dropped.
-    pub(crate) fn open_listed(&self, catalogue: &Prefix) -> Result<(), CatalogueError> {
+    /// Adds and opens what the catalogue lists and detaches what it says was dropped; if it replaced one that had `diverged`,
+    /// everything else too.
+    pub(crate) fn open_listed(&self, catalogue: &Prefix, diverged: bool) -> Result<(), CatalogueError> {
         let Some(copy) = catalogue.copy() else { return Ok(()) };
         let mut listed = Vec::new();
         for change in list(&*copy.db).map_err(|cause| engine_error(catalogue, cause))? {
@@ -403,11 +435,31 @@ impl Catalogue {
             }
         }
         let uuids: Vec<PrefixUuid> = listed.iter().map(|prefix| prefix.uuid).collect();
+        // First, so that a name is free for who has it now.
+        self.settle_unlisted(&uuids.iter().copied().collect(), diverged)?;
         self.store.add_prefixes(listed);
         let present = uuids.into_iter().filter_map(|uuid| self.store.prefix_by_uuid(uuid));
         self.open_copies(&present.filter(|prefix| prefix.copy().is_none()).collect::<Vec<_>>());
         self.store.set_loading(false);
         Ok(())
+    }
+
+    /// Opens copies that could not be opened for lack of room, if there is some now. Called now and then.
+    pub fn open_waiting(&self) {
+        let prefixes = self.store.prefixes();
+        let waiting = prefixes.by_uuid.values().filter(|prefix| prefix.lacks_room() && prefix.copy().is_none());
+        let waiting: Vec<_> = waiting.cloned().collect();
+        // The reserve is whole only where there was room for more.
+        if waiting.is_empty() || self.layout.storage_trouble().is_some() {
+            return;
+        }
+        self.open_copies(&waiting);
+        for prefix in waiting.iter().filter(|prefix| prefix.copy().is_some()) {
+            tracing::info!(prefix = %prefix.name, "there is room again: prefix opened");
+            prefix.set_phase(PrefixPhase::Open);
+        }
+        // Whoever follows looks at them again.
+        self.store.bump();
     }
 
     /// Opens the copies of these prefixes, several at a time: an open mostly waits for the disk to sync. One that can't be
@@ -418,6 +470,7 @@ impl Catalogue {
             while let Some(prefix) = prefixes.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Err(error) = self.open_copy(prefix) {
                     tracing::error!(prefix = %prefix.name, %error, "prefix can't be opened");
+                    prefix.set_lacks_room(error.is_full());
                     prefix.set_phase(PrefixPhase::Stopped { reason: error.to_string() });
                 }
             }

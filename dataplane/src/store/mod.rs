@@ -23,6 +23,9 @@ use self::ring::RingBudget;
 use crate::clock;
 use crate::config::Settings;
 
+/// A sync that takes so long hangs.
+const HUNG_SYNC_MS: u64 = 10_000;
+
 /// What this member is at the moment. Replaced as a whole.
 #[derive(Debug, Clone, Default)]
 pub struct RoleView {
@@ -234,12 +237,15 @@ impl Store {
         self.prefixes.load().by_uuid.get(&uuid).cloned()
     }
 
-    /// Adds a prefix; a present one of the same name or identity stays and is answered.
+    /// Adds a prefix; a present one of the same identity stays and is answered. The name is the added one's from now on.
     pub fn add_prefix(&self, prefix: Arc<Prefix>) -> Arc<Prefix> {
-        if let Some(present) = self.prefix_by_uuid(prefix.uuid) {
+        let uuid = prefix.uuid;
+        if let Some(present) = self.prefix_by_uuid(uuid)
+            && (prefix.name.is_catalogue()
+                || self.prefix(prefix.name.as_str().as_bytes()).is_some_and(|named| named.uuid == uuid))
+        {
             return present;
         }
-        let uuid = prefix.uuid;
         self.add_prefixes(vec![prefix.clone()]);
         self.prefix_by_uuid(uuid).unwrap_or(prefix)
     }
@@ -250,9 +256,8 @@ impl Store {
         let now = self.prefixes.load();
         let mut next = PrefixMap { by_name: now.by_name.clone(), by_uuid: now.by_uuid.clone() };
         for prefix in prefixes {
-            if next.by_uuid.contains_key(&prefix.uuid) {
-                continue;
-            }
+            // Who is added has the name, also where another had it meanwhile.
+            let prefix = next.by_uuid.get(&prefix.uuid).cloned().unwrap_or(prefix);
             if !prefix.name.is_catalogue() {
                 next.by_name.insert(prefix.name.as_str().as_bytes().into(), prefix.clone());
             }
@@ -360,6 +365,22 @@ impl Store {
             0 => None,
             at => Some(clock::boot_ms().saturating_sub(at)),
         }
+    }
+
+    /// The prefix whose sync is under way for the longest time, and for how many milliseconds.
+    #[must_use]
+    pub fn longest_sync(&self) -> Option<(PrefixName, u64)> {
+        let prefixes = self.prefixes.load();
+        let (prefix, began) =
+            prefixes.by_uuid.values().filter_map(|p| Some((p, p.syncing_since()?))).min_by_key(|(_, began)| *began)?;
+        Some((prefix.name.clone(), clock::boot_ms().saturating_sub(began)))
+    }
+
+    /// What is wrong with the disk, for people: a sync that hangs.
+    #[must_use]
+    pub fn disk_trouble(&self) -> Option<String> {
+        let (prefix, ms) = self.longest_sync().filter(|(_, ms)| *ms > HUNG_SYNC_MS)?;
+        Some(format!("the disk hangs: the sync of prefix {prefix} has not ended for {ms} ms"))
     }
 
     fn bump(&self) {

@@ -120,6 +120,8 @@ pub struct Prefix {
     received: AtomicU64,
     applied: AtomicU64,
     durable: AtomicU64,
+    /// `boot_ms` when the sync under way began; 0 = there is none.
+    syncing_since: AtomicU64,
     /// Writes up to here may be answered.
     released: AtomicU64,
     /// What the upstream last said of its own position.
@@ -132,6 +134,8 @@ pub struct Prefix {
     /// See [`Prefix::oldest_in_wal`].
     oldest_in_wal: AtomicU64,
     dropped: AtomicBool,
+    /// See [`Prefix::lacks_room`].
+    lacks_room: AtomicBool,
 }
 
 impl Prefix {
@@ -150,6 +154,7 @@ impl Prefix {
             received: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             durable: AtomicU64::new(0),
+            syncing_since: AtomicU64::new(0),
             released: AtomicU64::new(0),
             upstream_latest: Mutex::new(Position::ZERO),
             subscriptions: ArcSwap::from_pointee(Vec::new()),
@@ -157,6 +162,7 @@ impl Prefix {
             bytes_total: AtomicU64::new(0),
             oldest_in_wal: AtomicU64::new(0),
             dropped: AtomicBool::new(false),
+            lacks_room: AtomicBool::new(false),
         }
     }
 
@@ -166,6 +172,7 @@ impl Prefix {
         let latest = copy.db.latest();
         *self.history.write() = history;
         self.copy.store(Some(Arc::new(copy)));
+        self.set_lacks_room(false);
         self.ring.reset(latest);
         self.oldest_in_wal.store(0, Ordering::Release);
         for mark in [&self.received, &self.applied, &self.durable, &self.released] {
@@ -285,12 +292,29 @@ impl Prefix {
         if let Some(copy) = self.copy.load().as_ref()
             && self.durable.load(Ordering::Acquire) < applied
         {
-            copy.db.sync()?;
+            self.watched(|| copy.db.sync())?;
             self.mark_durable(applied);
             // Senders of synced bytes only may have waited for this.
             self.signal();
         }
         Ok(self.durable())
+    }
+
+    /// Says while it runs since when the disk is waited for; of several at once, the one that began first.
+    fn watched<T>(&self, sync: impl FnOnce() -> T) -> T {
+        let began = clock::boot_ms().max(1);
+        let first = self.syncing_since.compare_exchange(0, began, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let result = sync();
+        if first {
+            self.syncing_since.store(0, Ordering::Release);
+        }
+        result
+    }
+
+    /// `boot_ms` when the sync that is under way began.
+    #[must_use]
+    pub fn syncing_since(&self) -> Option<u64> {
+        Some(self.syncing_since.load(Ordering::Acquire)).filter(|began| *began > 0)
     }
 
     /// Lets `reign` (or nobody) commit; waits for a commit under way. Adding the reign's epoch record to the data is the
@@ -438,6 +462,17 @@ impl Prefix {
         let mut all = Vec::clone(&self.subscriptions.load());
         all.retain(|s| !Arc::ptr_eq(s, subscription));
         self.subscriptions.store(Arc::new(all));
+    }
+
+    /// Whether its copy lies here and only can't be opened while the volume is full: it is not missing.
+    #[must_use]
+    pub fn lacks_room(&self) -> bool {
+        self.lacks_room.load(Ordering::Acquire)
+    }
+
+    /// Says whether its copy waits for room to be opened.
+    pub fn set_lacks_room(&self, lacks: bool) {
+        self.lacks_room.store(lacks, Ordering::Release);
     }
 
     /// Whether the catalogue dropped it.

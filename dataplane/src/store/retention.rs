@@ -1,6 +1,6 @@
 //! The WAL pruner: reads what there is, asks the core what may go, removes it, and reports who is cut off.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,6 +10,25 @@ use parovoz_engine::{EngineError, WalFile};
 
 use super::Store;
 use super::prefix::{Copy, Prefix};
+
+/// Who needs which WAL.
+pub trait Needs {
+    /// What follows this of a prefix is needed; `None` = nothing is.
+    fn needed_after(&self, prefix: PrefixUuid) -> Option<Sequence>;
+
+    /// Calls `remove` if nobody needs what is before `end` of a prefix, or `anyway`; nobody can begin to meanwhile. Answers
+    /// whether it did.
+    ///
+    /// # Errors
+    /// What `remove` says.
+    fn remove_unneeded(
+        &self,
+        prefix: PrefixUuid,
+        end: Sequence,
+        anyway: bool,
+        remove: &mut dyn FnMut() -> Result<(), EngineError>,
+    ) -> Result<bool, EngineError>;
+}
 
 /// What one pass did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -42,16 +61,11 @@ pub struct Pruner {
 }
 
 impl Pruner {
-    /// Removes WAL files that may go. `needed_after` says what is needed of a prefix; `volume_bytes` is the volume's size.
+    /// Removes WAL files that may go. `volume_bytes` is the volume's size.
     ///
     /// # Errors
     /// If a database can't list or remove its files; what was removed before stays removed, which is harmless.
-    pub fn pass(
-        &mut self,
-        store: &Store,
-        volume_bytes: u64,
-        needed_after: &dyn Fn(PrefixUuid) -> Option<Sequence>,
-    ) -> Result<Pruned, EngineError> {
+    pub fn pass(&mut self, store: &Store, volume_bytes: u64, needs: &dyn Needs) -> Result<Pruned, EngineError> {
         let settings = store.settings.load();
         let policy = Policy {
             min_age_ms: settings.wal_retention_seconds * 1000,
@@ -77,17 +91,24 @@ impl Pruner {
                     end,
                     bytes: file.bytes,
                     age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-                    needed_after: needed_after(prefix.uuid),
+                    needed_after: needs.needed_after(prefix.uuid),
                 });
                 owners.push((prefix.clone(), copy.clone(), file.clone()));
             }
         }
         let mut pruned = Pruned::default();
+        let mut held: HashSet<PrefixUuid> = HashSet::new();
         for removal in plan(&archived, live_bytes, policy) {
             let (prefix, copy, file) = &owners[removal.index];
-            copy.db.remove_archived(file)?;
+            let end = archived[removal.index].end;
+            // Who began to need it since the plan was made finds it, and what follows it.
+            let mut remove = || copy.db.remove_archived(file);
+            if held.contains(&prefix.uuid) || !needs.remove_unneeded(prefix.uuid, end, removal.cuts_off, &mut remove)? {
+                held.insert(prefix.uuid);
+                continue;
+            }
             // The oldest goes first, so what follows this file is the oldest now.
-            prefix.note_oldest_in_wal(archived[removal.index].end);
+            prefix.note_oldest_in_wal(end);
             self.looks.remove(&prefix.uuid);
             pruned.files += 1;
             pruned.bytes += file.bytes;

@@ -1,5 +1,7 @@
 //! The `Store` service as a gRPC client sees it.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use parovoz_proto::v1;
@@ -155,4 +157,84 @@ async fn a_replica_refuses_writes_with_the_primarys_address_and_reads_what_one_w
     assert!(replica.get(request).await.is_err());
     let fresh = Some(v1::ReadOptions { min_position: None, max_staleness_ms: 60_000 });
     replica.get(v1::GetRequest { read: fresh, ..key("k") }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_that_nobody_reads_are_ended_and_leave_the_other_port_alone() {
+    let node = Node::start("a");
+    store_of(&node, &[]).await;
+    crate::node::fill(&node, "p", 0, 2_000, 5_000);
+    let all = v1::RangeRequest { prefix: "p".into(), ..v1::RangeRequest::default() };
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        let mut c = client(&node, 7000).await;
+        for _ in 0..64 {
+            unread.push(c.range(all.clone()).await.unwrap().into_inner());
+        }
+    }
+    let one = v1::RangeRequest { limit: 1, ..all };
+    let mut bulk = client(&node, 7001).await;
+    let mut stream = bulk.range(one.clone()).await.unwrap().into_inner();
+    assert_eq!(stream.message().await.unwrap().unwrap().items.len(), 1, "the bulk port has places of its own");
+    let mut c = client(&node, 7000).await;
+    within("places are given back", async || c.range(one.clone()).await.ok()).await;
+    // All at once: those of one connection share its window. Some may be read before their time is over.
+    let mut ends = tokio::task::JoinSet::new();
+    for mut stream in unread {
+        ends.spawn(async move {
+            loop {
+                match stream.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return None,
+                    Err(status) => return Some(status),
+                }
+            }
+        });
+    }
+    let ends: Vec<tonic::Status> = ends.join_all().await.into_iter().flatten().collect();
+    assert!(!ends.is_empty(), "none was ended");
+    for status in ends {
+        assert_eq!(status.code(), Code::Aborted, "{status}");
+        assert!(status.message().contains("took nothing"), "{status}");
+    }
+}
+
+/// Whether the node's socket of this connection has a timer: that of keepalive, if it is idle.
+fn has_timer(server: SocketAddr, client: SocketAddr) -> bool {
+    let port = |a: SocketAddr| format!(":{:04X}", a.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let fields = table.lines().map(|l| l.split_ascii_whitespace().collect::<Vec<_>>());
+    let mut ours = fields.filter(|f| f[1].ends_with(&port(server)) && f[2].ends_with(&port(client)));
+    ours.next().is_some_and(|f| f[5].starts_with("02:"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_are_gone_without_a_word_are_noticed_on_every_port() {
+    let node = Node::start("a");
+    store_of(&node, &[]).await;
+    let mut streams = Vec::new();
+    for port in [6379, 7000, 7001] {
+        let address = SocketAddr::from((node.ip, port));
+        let stream =
+            within("the port listens", async || TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok())
+                .await;
+        let local = stream.local_addr().unwrap();
+        within("TCP watches the connection", async || has_timer(address, local).then_some(())).await;
+        streams.push(stream);
+    }
+    // A client that never answers a ping is closed.
+    let mut silent = streams.remove(1);
+    silent.set_read_timeout(Some(crate::node::DEADLINE)).unwrap();
+    silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut pinged = false;
+    let closed = tokio::task::spawn_blocking(move || {
+        let mut head = [0; 9];
+        while silent.read_exact(&mut head).is_ok() {
+            let len = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            pinged |= head[3] == 6;
+            silent.read_exact(&mut vec![0; len as usize]).unwrap();
+        }
+        pinged
+    });
+    assert!(closed.await.unwrap(), "a ping came before the end");
 }

@@ -173,3 +173,41 @@ async fn many_prefixes_are_all_opened_again_and_strays_are_gone() {
     let own_logs = find(&node.data().join("prefixes"), "/LOG");
     assert!(own_logs.is_empty(), "RocksDB tells its troubles in our log: {own_logs:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prefixes_that_only_a_diverged_primary_made_are_exported_and_set_aside() {
+    let (mut a, mut b) = (Node::start("a"), Node::start("b"));
+    store_of(&a, &[&b]).await;
+    fill(&a, "common", 0, 100, 100);
+    caught_up(&b, &a).await;
+    b.kill();
+    fill(&a, "both", 0, 50, 100);
+    fill(&a, "only-a", 0, 50, 100);
+    let of_a = a.report().await.data_uuid;
+    a.kill();
+    b.spawn();
+    let second = reign(2, &[&b]).await;
+    let second = v1::Reign { members: vec![second.primary.clone(), of_a], ..second };
+    promote(&b, &second).await.unwrap();
+    fill(&b, "both", 1000, 30, 50);
+    a.spawn();
+    follow(&a, &second, &b, &b).await;
+    caught_up(&a, &b).await;
+    assert_eq!(contents(&a), contents(&b));
+    let mut names: Vec<_> = a.report().await.prefixes.into_iter().map(|p| p.name).collect();
+    names.sort();
+    let mut expected: Vec<_> = b.report().await.prefixes.into_iter().map(|p| p.name).collect();
+    expected.sort();
+    assert_eq!(names, expected, "one of each name");
+    let tails = a.report().await.exported_tails;
+    for prefix in ["both", "only-a"] {
+        assert!(tails.iter().any(|tail| tail.prefix == prefix && tail.records > 0), "{prefix} in {tails:?}");
+    }
+    // And it can lead again, with what the store has.
+    let third = reign(3, &[&a, &b]).await;
+    promote(&a, &third).await.unwrap();
+    follow(&b, &third, &a, &a).await;
+    fill(&a, "only-a", 5000, 10, 50);
+    caught_up(&b, &a).await;
+    assert_eq!(contents(&a), contents(&b));
+}

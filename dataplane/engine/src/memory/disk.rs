@@ -148,6 +148,8 @@ impl Disk {
         }
         self.open = true;
         self.offset = offset;
+        // As with the files of a process that was killed: what is seen again is durable.
+        self.sync();
         self.generation += 1;
         Ok(self.generation)
     }

@@ -152,6 +152,7 @@ impl RocksDatabase {
         if !spec.create && !dir.join("CURRENT").exists() {
             return Err(EngineError::Missing { dir: dir.display().to_string() });
         }
+        wal::sync_left(dir)?;
         let db = DB::open_cf_descriptors(&shared.options.database(spec.create), dir, shared.options.families())
             .map_err(|error| other_error(&action(), error))?;
         let core = Arc::new(Core { db, dir: dir.to_owned(), offset: spec.sequence_offset });

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -132,6 +132,29 @@ pub(super) fn oldest(core: &Core) -> Result<Sequence> {
         }
     }
     Ok(core.logical(core.db.latest_sequence_number()).next())
+}
+
+/// Makes durable what an earlier process left in its WAL. Recovery reads it back from the operating system's memory and syncs
+/// neither these files nor, ever again, through the database: it writes to a new one.
+pub(super) fn sync_left(dir: &Path) -> Result<()> {
+    let failed = |cause: std::io::Error| EngineError::WriteFailed {
+        action: format!("sync WAL left in {}", dir.display()),
+        cause: cause.to_string(),
+    };
+    let mut found = false;
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            fs::File::open(path).and_then(|file| file.sync_data()).map_err(failed)?;
+            found = true;
+        }
+    }
+    // A file that was never synced may not be in its folder yet.
+    if found { fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed) } else { Ok(()) }
 }
 
 /// WAL files with records, oldest first. One that goes while they are listed is left out.

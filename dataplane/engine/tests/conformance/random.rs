@@ -140,6 +140,20 @@ proptest! {
     }
 }
 
+#[test]
+fn what_a_killed_process_left_is_durable_once_it_is_seen_again() {
+    let bench = MemoryBench::new();
+    let database = bench.create("a");
+    database.write(&puts(0, 3), true).unwrap();
+    database.write(&puts(10, 4), false).unwrap();
+    drop(database);
+    let database = bench.reopen("a");
+    assert_eq!(database.latest(), Sequence(7));
+    bench.engine.crash(&bench.dir("a")).unwrap();
+    drop(database);
+    assert_eq!(bench.reopen("a").latest(), Sequence(7), "the machine lost what was shown as recovered");
+}
+
 proptest! {
     #![proptest_config(config(12))]
     #[test]

@@ -5,6 +5,7 @@
 //! source's checkpoint on and before a byte is copied. And whatever the source, the copy counts only once it has reached the
 //! position that the *primary* had when it was begun: that is its floor.
 
+use std::error::Error;
 use std::time::Duration;
 
 use parovoz_dataplane_core::follower::check_upstream;
@@ -42,6 +43,13 @@ pub(super) struct Held {
     every: Duration,
 }
 
+impl Held {
+    pub(super) fn new(peer: Peer, snapshot: &v1::Snapshot) -> Self {
+        let every = Duration::from_millis((snapshot.hold_ms / 4).clamp(50, 30_000));
+        Self { peer, id: snapshot.snapshot_id.clone(), every }
+    }
+}
+
 /// A member that is asked.
 #[derive(Clone)]
 pub(super) struct Peer {
@@ -52,12 +60,14 @@ pub(super) struct Peer {
 impl Job {
     /// Opens a snapshot where it can be had, with everything that must be there before a byte is copied: hold and floor.
     pub(super) async fn open(&self, before: Option<&Manifest>) -> Result<Opened, BootstrapError> {
-        let mut taken = false;
         let mut last = BootstrapError::NoUpstream;
+        let mut may_go_on = false;
         for (endpoint, earlier) in self.candidates(before) {
-            if earlier.is_none() && !taken {
-                self.shared.bootstraps.take_budget(self.prefix.uuid)?;
-                taken = true;
+            if earlier.is_none()
+                && let Err(over) = self.shared.bootstraps.check_budget(self.prefix.uuid)
+            {
+                // To go on with an earlier snapshot is free, and may work soon.
+                return Err(if may_go_on { last } else { over });
             }
             match self.open_at(&endpoint, earlier).await {
                 Ok(opened) => return Ok(opened),
@@ -65,6 +75,7 @@ impl Job {
                 Err(error) => {
                     tracing::info!(prefix = %self.prefix.name, source = %endpoint.replication, resumed = earlier.is_some(),
                         %error, "this source is not used");
+                    may_go_on |= earlier.is_some() && error.passes();
                     last = error;
                 }
             }
@@ -93,9 +104,19 @@ impl Job {
             all.extend(earlier.map(|endpoint| (endpoint, Some(before.snapshot_id.as_str()))));
         }
         all.extend(ordered.map(|endpoint| (endpoint, None)));
-        all.retain(|(endpoint, _)| (self.failures < TRUST && !pulls) || self.is_upstream(endpoint));
+        let trusts_upstream = self.trusts(&self.upstream);
+        let anybody = !pulls && (self.failures < TRUST || !trusts_upstream);
+        all.retain(|(endpoint, _)| anybody || self.is_upstream(endpoint));
         all.retain(|(endpoint, earlier)| earlier.is_some() || !self.is_upstream(endpoint));
         all.push((self.upstream.clone(), None));
+        if anybody && !trusts_upstream {
+            all.extend(self.primary().map(|primary| (primary, None)));
+        }
+        all.retain(|(endpoint, _)| self.trusts(endpoint));
+        if all.is_empty() {
+            // There is nobody else: its tables may be repaired by now.
+            all.push((self.upstream.clone(), None));
+        }
         all
     }
 
@@ -103,6 +124,17 @@ impl Job {
     /// nobody leads.
     fn pulls(&self) -> bool {
         self.ctx().store.role().pull.is_some()
+    }
+
+    /// Whether no copy from this member was damaged.
+    fn trusts(&self, endpoint: &Endpoint) -> bool {
+        endpoint.data_uuid.is_none_or(|member| !self.distrusted.contains(&member))
+    }
+
+    /// The primary, if it is another member than the upstream and known where.
+    fn primary(&self) -> Option<Endpoint> {
+        let primary = self.shared.primary_endpoint(&self.ctx().store.role());
+        primary.filter(|p| !self.is_upstream(p) && p.data_uuid != self.upstream.data_uuid)
     }
 
     fn is_upstream(&self, endpoint: &Endpoint) -> bool {
@@ -151,8 +183,7 @@ impl Job {
                 return Err(BootstrapError::Verify("the upstream holds its WAL from elsewhere".to_owned()));
             }
             upstream_latest = position_from(hold.latest);
-            let every = Duration::from_millis((hold.hold_ms / 4).clamp(50, 30_000));
-            held = Some(Held { peer: upstream, id: hold.snapshot_id, every });
+            held = Some(Held::new(upstream, &hold));
         }
         // The floor of a copy that goes on was stored when it was begun.
         if !resumed {
@@ -191,12 +222,28 @@ impl Job {
     }
 
     async fn reach(&self, endpoint: &Endpoint) -> Result<Peer, BootstrapError> {
-        let client = ReplicationClient::new(connect(self.ctx(), endpoint).await?);
-        Ok(Peer { client, endpoint: endpoint.clone() })
+        let bootstraps = &self.shared.bootstraps;
+        bootstraps.check_rest(&endpoint.replication)?;
+        let channel = connect(self.ctx(), endpoint).await;
+        let channel = channel.inspect_err(|_| bootstraps.unreachable(&endpoint.replication))?;
+        Ok(Peer { client: ReplicationClient::new(channel), endpoint: endpoint.clone() })
     }
 
     /// Asks for a snapshot; the request's prefix and hello are filled in here.
     async fn ask(&self, peer: &Peer, request: v1::OpenSnapshotRequest) -> Result<v1::Snapshot, BootstrapError> {
+        let (bootstraps, address) = (&self.shared.bootstraps, &peer.endpoint.replication);
+        let answer = self.ask_once(peer, request).await;
+        match &answer {
+            Ok(_) => bootstraps.reached(address),
+            Err(BootstrapError::Link(_) | BootstrapError::Silent) => bootstraps.unreachable(address),
+            // With a cause behind it, it is not the member's answer: the connection broke.
+            Err(BootstrapError::Call(status)) if status.source().is_some() => bootstraps.unreachable(address),
+            Err(_) => {}
+        }
+        answer
+    }
+
+    async fn ask_once(&self, peer: &Peer, request: v1::OpenSnapshotRequest) -> Result<v1::Snapshot, BootstrapError> {
         let own = self.ctx().own(peer.endpoint.data_uuid);
         let prefix_uuid = self.prefix.uuid.to_string();
         let request = v1::OpenSnapshotRequest { hello: Some(hello_to(&own, None)), prefix_uuid, ..request };

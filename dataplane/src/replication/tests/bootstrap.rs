@@ -88,16 +88,22 @@ async fn files_of_a_discarded_copy_are_used_again_if_their_checksums_agree() {
     a.shut().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_it_copies_writes_go_on_and_the_hold_keeps_the_wal() {
-    let settings = Settings { bootstrap_max_bytes_per_second: 4 << 20, ..Settings::default() };
+/// A primary and a replica that copies from it, no faster than this.
+async fn copying(bytes_per_second: u64) -> (Node, Node) {
+    let settings = Settings { bootstrap_max_bytes_per_second: bytes_per_second, ..Settings::default() };
     let a = primary().await;
     fill(&a.prefix("data"), 6);
     prune(&a.prefix("data")).await;
     let mut b = Node::with(2, store_uid(), settings, Tuning::default()).await;
     b.follow(&reign(1), a.endpoint(), &a.endpoint());
     eventually("it copies", || b.ctx.stats.bootstrap_bytes_received.get() > 0).await;
-    let held = a.ctx.oldest_needed(uuid_of("data")).expect("a hold");
+    (a, b)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_it_copies_writes_go_on_and_the_hold_keeps_the_wal() {
+    let (a, b) = copying(4 << 20).await;
+    let held = a.ctx.needed_after(uuid_of("data")).expect("a hold");
     assert!(held <= a.prefix("data").applied());
     let progress = b.follower.as_ref().unwrap().status().bootstraps[&uuid_of("data")];
     assert!(progress.bytes_total > 5 << 20 && progress.attempts == 1);
@@ -179,6 +185,77 @@ async fn a_catalogue_beyond_the_wal_is_copied_and_its_prefixes_follow() {
         b.equals(&a, name).await;
     }
     assert_eq!(b.ctx.stats.bootstraps_completed.get(), 1);
+    b.shut().await;
+    a.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_that_can_not_be_reached_for_a_while_costs_none_of_the_copies_an_hour() {
+    let a = primary().await;
+    let names: Vec<String> = (0..20).map(|n| format!("p{n}")).collect();
+    for name in &names {
+        write_many(&a.create(name), 1, 100);
+    }
+    let mut b = Node::new(2).await;
+    let proxy = Proxy::new(&a).await;
+    b.follow(&reign(1), proxy.endpoint(&a), &a.endpoint());
+    for name in &names {
+        b.equals(&a, name).await;
+    }
+    proxy.refuse(true);
+    let begin = std::time::Instant::now();
+    for name in &names {
+        b.follower.as_ref().unwrap().reseed(uuid_of(name));
+    }
+    eventually("five attempts failed", || b.ctx.stats.bootstrap_failures.get() >= 5).await;
+    assert!(begin.elapsed() > Duration::from_secs(1), "the upstream was asked for each prefix at once");
+    proxy.refuse(false);
+    for name in &names {
+        eventually("a new copy", || b.prefix(name).copy().unwrap().generation > 1).await;
+        b.equals(&a, name).await;
+    }
+    b.shut().await;
+    a.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_left_of_the_copy_of_a_prefix_that_is_dropped_meanwhile() {
+    let (a, b) = copying(512 << 10).await;
+    let staging = b.dir.path().join("staging").join(format!("data-{}", uuid_of("data")));
+    assert!(staging.exists());
+    b.store.remove_prefix(uuid_of("data")).unwrap();
+    a.store.remove_prefix(uuid_of("data")).unwrap();
+    eventually("the staging is removed", || !staging.exists()).await;
+    eventually("the source's checkpoint is removed", || a.ctx.stats.snapshots_open.get() == 0).await;
+    assert!(b.follower.as_ref().unwrap().status().bootstraps.is_empty());
+    b.shut().await;
+    a.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_waits_for_room_is_not_missing() {
+    let a = primary().await;
+    let mut b = Node::new(2).await;
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    write_many(&a.prefix("data"), 5, 100);
+    b.equals(&a, "data").await;
+    b.stop_following().await;
+    let closed = b.prefix("data").close().unwrap();
+    b.prefix("data").set_lacks_room(true);
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    write_many(&a.create("other"), 5, 100);
+    b.equals(&a, "other").await;
+    assert_eq!(b.ctx.stats.bootstraps_started.get(), 0);
+    assert!(b.follower.as_ref().unwrap().status().bootstraps.is_empty());
+    // There is room.
+    let history = b.prefix("data").history();
+    let copy = Copy { generation: 1, dir: closed.dir.clone(), sequence_offset: 0, db: closed.db.clone() };
+    b.prefix("data").install(copy, history);
+    b.store.set_loading(true);
+    b.store.set_loading(false);
+    write_many(&a.prefix("data"), 5, 100);
+    b.equals(&a, "data").await;
+    assert_eq!(b.ctx.stats.bootstraps_started.get(), 0);
     b.shut().await;
     a.shut().await;
 }

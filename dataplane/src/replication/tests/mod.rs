@@ -132,10 +132,13 @@ impl CatalogueHook for TestCatalogue {
         }
         Ok(())
     }
-    fn replaced(&self, catalogue: &Prefix) -> Result<(), String> {
+    fn replaced(&self, catalogue: &Prefix, _: bool) -> Result<(), String> {
         for (key, _) in contents(catalogue) {
             self.create(std::str::from_utf8(&key).unwrap());
         }
+        Ok(())
+    }
+    fn forget(&self, _: &Prefix) -> Result<(), String> {
         Ok(())
     }
 }

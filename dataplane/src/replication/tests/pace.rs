@@ -176,3 +176,27 @@ async fn what_a_primary_syncs_later_is_sent_at_once_and_not_before() {
     b.shut().await;
     a.shut().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_big_batch_arrives_over_a_link_that_needs_longer_for_it_than_silence_may_last() {
+    let hasty = Tuning { silence: Duration::from_secs(3), ..Tuning::default() };
+    let a = primary_with(Settings::default(), hasty).await;
+    let mut b = Node::with(2, store_uid(), Settings::default(), hasty).await;
+    let proxy = Proxy::new(&a).await;
+    b.follow(&reign(1), proxy.endpoint(&a), &a.endpoint());
+    b.equals(&a, "data").await;
+    // A megabyte in eight seconds.
+    proxy.slow_down(128 << 10);
+    let sessions = b.ctx.stats.sessions.get();
+    let mut x = 1u64;
+    let random = std::iter::repeat_with(|| {
+        x = x.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+        (x >> 56) as u8
+    });
+    let value: Vec<u8> = random.take(1 << 20).collect();
+    write(&a.prefix("data"), &[(b"big", &value)]);
+    b.equals(&a, "data").await;
+    assert_eq!(b.ctx.stats.sessions.get(), sessions, "the session lasted");
+    b.shut().await;
+    a.shut().await;
+}

@@ -1,7 +1,7 @@
 //! A TCP proxy that cuts, damages or slows what the upstream sends.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -30,6 +30,7 @@ struct Shared {
     /// Replaced by the second, once.
     damage: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
     cut: Mutex<CancellationToken>,
+    refuses: AtomicBool,
 }
 
 impl Proxy {
@@ -40,6 +41,9 @@ impl Proxy {
         let (to, state) = (upstream.address.clone(), shared.clone());
         let task = tokio::spawn(async move {
             while let Ok((follower, _)) = listener.accept().await {
+                if state.refuses.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let cut = state.cut.lock().clone();
                 tokio::spawn(connection(follower, to.clone(), state.clone(), cut));
             }
@@ -58,6 +62,14 @@ impl Proxy {
 
     pub fn cut_now(&self) {
         self.shared.cut();
+    }
+
+    /// Lets no connection through, or again.
+    pub fn refuse(&self, refuses: bool) {
+        self.shared.refuses.store(refuses, Ordering::SeqCst);
+        if refuses {
+            self.shared.cut();
+        }
     }
 
     pub fn passed(&self) -> u64 {

@@ -171,3 +171,25 @@ async fn another_source_does_not_disturb_a_copy_under_way() {
         node.shut().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_table_of_the_source_is_not_taken_and_another_member_is_asked() {
+    let (a, b, mut c) = three().await;
+    b.prefix("data").copy().unwrap().db.flush().unwrap();
+    let db = b.prefix("data").copy().unwrap().dir.join("db");
+    let files = std::fs::read_dir(db).unwrap().map(|e| e.unwrap().path());
+    let tables = files.filter(|path| path.extension().is_some_and(|e| e == "sst"));
+    let table = tables.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&table).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    // In place: the engine has it open.
+    std::fs::write(&table, bytes).unwrap();
+    c.follow(&reign(1), a.endpoint(), &a.endpoint());
+    c.equals(&a, "data").await;
+    assert!(sent(&b) > 1 << 20 && sent(&a) > 1 << 20, "the source was asked first, then the upstream");
+    assert_eq!(c.ctx.stats.damaged_copies.get(), 1);
+    for node in [c, b, a] {
+        node.shut().await;
+    }
+}

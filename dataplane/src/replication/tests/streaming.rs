@@ -8,6 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::proxy::Proxy;
 use super::*;
 use crate::replication::wire::{hello_to, position_to};
+use crate::store::retention::Pruner;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_gets_prefixes_and_writes_and_its_acknowledgements_release_them() {
@@ -36,8 +37,7 @@ async fn a_replica_gets_prefixes_and_writes_and_its_acknowledgements_release_the
 async fn an_upstream_whose_name_nobody_resolves_is_reached_by_its_address() {
     let a = primary().await;
     let (ip, port) = a.address.rsplit_once(':').unwrap();
-    let unnamed =
-        Endpoint { replication: format!("primary.invalid:{port}"), ip: ip.to_owned(), ..a.endpoint() };
+    let unnamed = Endpoint { replication: format!("primary.invalid:{port}"), ip: ip.to_owned(), ..a.endpoint() };
     let mut b = Node::new(2).await;
     b.follow(&reign(1), unnamed.clone(), &unnamed);
     let last = write_many(&a.prefix("data"), 5, 100);
@@ -208,13 +208,55 @@ async fn a_follower_holds_the_wal_that_it_still_needs_and_no_more() {
     b.follow(&reign(1), a.endpoint(), &a.endpoint());
     b.equals(&a, "data").await;
     b.stop_following().await;
-    let needed = a.ctx.oldest_needed(uuid_of("data")).expect("a hold that outlives the connection");
+    let needed = a.ctx.needed_after(uuid_of("data")).expect("a hold that outlives the connection");
     assert!(needed <= b.prefix("data").durable());
     let last = write_many(&a.prefix("data"), 50, 100);
-    assert_eq!(a.ctx.oldest_needed(uuid_of("data")), Some(needed));
+    assert_eq!(a.ctx.needed_after(uuid_of("data")), Some(needed));
     b.follow(&reign(1), a.endpoint(), &a.endpoint());
-    eventually("the hold follows what is durable", || a.ctx.oldest_needed(uuid_of("data")) == Some(last.sequence))
-        .await;
+    eventually("the hold follows what is durable", || a.ctx.needed_after(uuid_of("data")) == Some(last.sequence)).await;
     b.shut().await;
+    a.shut().await;
+}
+
+/// Answers what was needed before anybody held.
+struct Before<'a>(&'a ReplicationCtx);
+
+impl Needs for Before<'_> {
+    fn needed_after(&self, _: PrefixUuid) -> Option<Sequence> {
+        None
+    }
+    fn remove_unneeded(
+        &self,
+        prefix: PrefixUuid,
+        end: Sequence,
+        anyway: bool,
+        remove: &mut dyn FnMut() -> Result<(), EngineError>,
+    ) -> Result<bool, EngineError> {
+        self.0.remove_unneeded(prefix, end, anyway, remove)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_that_is_taken_while_the_pruner_looks_is_kept() {
+    let settings = Settings { wal_retention_seconds: 0, ..Settings::default() };
+    let a = Node::with(1, store_uid(), settings, Tuning::default()).await;
+    a.lead(&reign(1));
+    let data = a.create("data");
+    let copy = data.copy().unwrap();
+    let archived = || copy.db.wal_files().unwrap().iter().filter(|file| file.archived).count();
+    eventually("WAL is archived", || {
+        write_many(&data, 5, 1_000);
+        copy.db.flush().unwrap();
+        archived() > 1
+    })
+    .await;
+    let owner = Owner::Follower(member(2));
+    let expires_ms = clock::boot_ms() + 600_000;
+    let hold = Hold { owner: owner.clone(), prefix: Some(data.uuid), after: Sequence(0), expires_ms };
+    a.ctx.holds.lock().put(hold);
+    let mut pruner = Pruner::default();
+    assert_eq!(pruner.pass(&a.store, u64::MAX, &Before(&a.ctx)).unwrap().files, 0);
+    a.ctx.holds.lock().remove_one(&owner, data.uuid);
+    assert!(pruner.pass(&a.store, u64::MAX, &Before(&a.ctx)).unwrap().files > 0);
     a.shut().await;
 }

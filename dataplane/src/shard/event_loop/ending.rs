@@ -9,8 +9,8 @@ use parovoz_dataplane_core::resp::Reply;
 use super::{DRAIN_MS, EventLoop, INPUT_BYTES_MAX, STUCK_MS, WAITS_PER_MS, WRITE_BYTES};
 use crate::clock;
 use crate::shard::Shared;
-use crate::shard::conn::{Conn, Pause};
-use crate::shard::exec::{MarkAt, replace_replies};
+use crate::shard::conn::{Conn, Pause, Ticket};
+use crate::shard::exec::{Executor, MarkAt, replace_replies};
 use crate::shard::message::{ConnId, Message, Replies, ReplyTo};
 use crate::shard::stats::add;
 
@@ -83,20 +83,45 @@ impl EventLoop {
 
     /// Lets go what waited for a group that is durable now.
     pub(super) fn take_synced(&mut self) {
-        let (group, waiting) = self.dispatch.exec.take_synced();
-        let may_answer = waiting.is_empty() || self.dispatch.exec.may_answer_held();
-        for id in waiting {
+        let synced = self.dispatch.exec.take_synced();
+        let may_answer = synced.is_empty() || self.dispatch.exec.may_answer_held();
+        for (ticket, id) in synced {
             let index = id.index as usize;
             let Some(Some(conn)) = self.conns.get_mut(index) else { continue };
             if conn.session.id != id {
                 continue;
             }
-            if may_answer {
-                conn.session.output.let_go(group);
+            // Whom no primary served here only reads what a replica has.
+            if may_answer || !conn.session.led {
+                conn.session.output.let_go(ticket);
                 Self::mark_dirty(&mut self.dirty, conn, index);
             } else {
                 // Nobody may say now what became of it, and replies can't be left out: the client sees an unknown outcome.
                 self.close(index);
+            }
+        }
+        let late = self.dispatch.exec.take_late();
+        if !late.is_empty() {
+            self.give_up(&late);
+        }
+    }
+
+    /// Answers what the disk did not confirm in time.
+    fn give_up(&mut self, late: &[(Ticket, ConnId)]) {
+        let errors = Executor::disk_errors();
+        for (ticket, id) in late {
+            let index = id.index as usize;
+            let Some(Some(conn)) = self.conns.get_mut(index) else { continue };
+            if conn.session.id != *id {
+                continue;
+            }
+            match conn.session.output.give_up(*ticket, &errors) {
+                Some(replies) => {
+                    self.dispatch.exec.count_given_up(replies);
+                    Self::mark_dirty(&mut self.dirty, conn, index);
+                }
+                // A connection that ends says the same: outcome unknown.
+                None => self.close(index),
             }
         }
     }

@@ -25,6 +25,7 @@ use parovoz_engine::Family;
 
 use super::Shared;
 use super::cache::{Cached, ObjectCache};
+use super::conn::Ticket;
 use super::pending::Pending;
 use super::stats::{ShardStats, add};
 use crate::config::Durability;
@@ -101,8 +102,8 @@ pub(super) struct PrefixState {
     batch: u32,
     /// The batch deletes everything that was before it.
     flushes: bool,
-    /// Under `durability: Sync`: replies about any key wait for this group.
-    waits_for: u64,
+    /// What of it is durable, under `durability: Sync`.
+    syncs: durable::Syncs,
     touched: bool,
     gone: bool,
     waiting: park::Waiting,
@@ -155,8 +156,8 @@ pub(super) struct Executor {
     in_batch: bool,
     /// The present command wrote.
     wrote: bool,
-    /// The group that the present command's reply waits for; 0 = none.
-    wait_for: u64,
+    /// The group that the present command's reply waits for; group 0 = none.
+    wait_for: Ticket,
     durable: durable::Durable,
     pub(super) marks: Vec<Mark>,
     /// Batches that were not committed in this pass, and the reply instead of theirs.
@@ -203,7 +204,7 @@ impl Executor {
             depends: Vec::new(),
             in_batch: false,
             wrote: false,
-            wait_for: 0,
+            wait_for: Ticket::default(),
             durable: durable::Durable::default(),
             marks: Vec::new(),
             failed: Vec::new(),
@@ -231,9 +232,14 @@ impl Executor {
     pub(super) fn begin(&mut self, now_ms: u64, boot_ms: u64) {
         self.now_ms = now_ms;
         self.boot_ms = boot_ms;
-        self.sync = self.shared.store.settings.load().durability == Durability::Sync;
+        let sync = self.shared.store.settings.load().durability == Durability::Sync;
+        let begins = sync && !self.sync;
+        self.sync = sync;
         self.look_at_gate();
         self.refresh();
+        if begins {
+            self.sync_all();
+        }
     }
 
     /// Takes note of changed roles and prefixes.
@@ -251,24 +257,30 @@ impl Executor {
         self.required = self.role.required_acks();
         self.refresh_prefixes();
         for index in 0..self.states.len() {
+            self.take_role(index);
+            // Afterwards: its keys count as part of what was gathered.
             self.forget(index);
-            if self.fenced && !self.states[index].gone {
-                // Whoever leads next decides what becomes of what waits.
-                continue;
-            }
-            if !self.primary || self.states[index].gone {
-                self.abandon(index);
-                continue;
-            }
-            self.abandon_lost(index);
-            if self.required == 0 && self.at_begin.may_write {
-                // The new reign needs no replica, and what was committed is in its history.
-                let prefix = self.states[index].prefix.clone();
-                if self.sync {
-                    self.gather(index, prefix.applied());
-                } else {
-                    prefix.release(prefix.applied());
-                }
+        }
+    }
+
+    /// Decides under a changed role about what waits on a prefix.
+    fn take_role(&mut self, index: usize) {
+        if self.fenced && !self.states[index].gone {
+            // Whoever leads next decides what becomes of what waits.
+            return;
+        }
+        if !self.primary || self.states[index].gone {
+            self.abandon(index);
+            return;
+        }
+        self.abandon_lost(index);
+        if self.required == 0 && self.at_begin.may_write {
+            // The new reign needs no replica, and what was committed is in its history.
+            let prefix = self.states[index].prefix.clone();
+            if self.sync && prefix.durable() < prefix.applied() {
+                self.gather(index, Some(prefix.applied()));
+            } else {
+                prefix.release(prefix.applied());
             }
         }
     }
@@ -304,16 +316,14 @@ impl Executor {
             builder: BatchBuilder::default(),
             batch: 0,
             flushes: false,
-            waits_for: 0,
+            syncs: durable::Syncs::default(),
             touched: false,
             gone: false,
             waiting: park::Waiting::default(),
         };
         // The place of one that is gone, of which nothing is left, is taken over.
-        let free = self
-            .states
-            .iter()
-            .position(|s| s.gone && !self.by_uuid.contains_key(&s.prefix.uuid) && s.waiting.is_empty());
+        let unused = |s: &PrefixState| s.waiting.is_empty() && !s.syncs.is_open();
+        let free = self.states.iter().position(|s| s.gone && !self.by_uuid.contains_key(&s.prefix.uuid) && unused(s));
         let index = free.unwrap_or(self.states.len());
         match self.states.get_mut(index) {
             Some(place) => *place = state,
@@ -427,13 +437,13 @@ impl Executor {
         self.depends.clear();
         self.in_batch = false;
         self.wrote = false;
-        self.wait_for = 0;
+        self.wait_for = Ticket::default();
     }
 
     /// Notes that the present command's reply shows what a batch holds, or what replicas or the disk may not have yet.
     fn depend(&mut self, index: usize) {
         let in_batch = self.in_batch && self.states[index].builder.count() > 0;
-        let gated = self.required > 0 && self.primary || self.wait_for > 0;
+        let gated = self.required > 0 && self.primary || self.wait_for.group > 0;
         if (in_batch || gated) && !self.depends.contains(&index) {
             self.depends.push(index);
         }

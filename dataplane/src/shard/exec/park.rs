@@ -5,17 +5,24 @@
 //! (`durable`). Everything else ([`Waiter`]) is kept apart until it may go.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
 use parovoz_dataplane_core::resp::reply::reply_len;
-use parovoz_dataplane_core::types::Position;
+use parovoz_dataplane_core::types::{Position, Sequence};
 
 use super::{Executor, Refusal};
-use crate::shard::conn::READY;
+use crate::shard::conn::{READY, Ticket};
 use crate::shard::message::{Answer, CallReply, ConnId, ReplyTo};
 use crate::shard::stats::add;
 
-/// How long a reply waits for replicas, in milliseconds.
-const PARKED_MS: u64 = 10_000;
+/// How long a reply waits for replicas or for the disk, in milliseconds.
+pub(super) const PARKED_MS: u64 = 10_000;
+/// Why a write, or a read, is not answered where nothing but the own disk had to confirm it.
+const DISK_WRITE: Refusal = Refusal::Unknown("it was not confirmed in time by the disk of this member");
+const DISK_READ: Refusal = Refusal::Unconfirmed("what it shows was not confirmed in time by the disk of this member");
+/// The same where replicas had to.
+const REPLICAS_WRITE: Refusal = Refusal::Unknown("it was not confirmed in time by enough replicas");
+const REPLICAS_READ: Refusal = Refusal::Unconfirmed("what it shows was not confirmed in time by enough replicas");
 
 /// A reply that is ready: where it belongs, and its bytes.
 pub(in crate::shard) type Finished = (ReplyTo, Vec<u8>);
@@ -55,8 +62,8 @@ pub(in crate::shard) enum Settled {
     Goes,
     /// It is kept apart, with what waits on this prefix.
     Waits(usize),
-    /// It stays where it is, but goes out only when this group is durable.
-    Held(u64),
+    /// It stays where it is, but goes out only when this group is durable; whether it is about a write.
+    Held(Ticket, bool),
 }
 
 /// A reply that waits for replicas or for the disk.
@@ -103,8 +110,9 @@ impl Executor {
             return if waits { Settled::Waits(index) } else { Settled::Goes };
         }
         let in_place = matches!(at, MarkAt::Conn(_, READY));
-        if self.wait_for > 0 && !in_place {
-            return self.depends.first().map_or(Settled::Goes, |index| Settled::Waits(*index));
+        let wait_for = self.wait_for;
+        if wait_for.group > 0 && !in_place {
+            return Settled::Waits(wait_for.index);
         }
         self.show(at, from, to);
         for index in self.depends.drain(..) {
@@ -117,7 +125,7 @@ impl Executor {
                 _ => self.marks.push(Mark { at, from, to, index, batch }),
             }
         }
-        if self.wait_for > 0 { Settled::Held(self.wait_for) } else { Settled::Goes }
+        if wait_for.group > 0 { Settled::Held(wait_for, self.wrote) } else { Settled::Goes }
     }
 
     /// Keeps a reply until a prefix's batch is committed and, under W > 0, held by replicas.
@@ -163,6 +171,7 @@ impl Executor {
             return;
         }
         let gated = self.is_gated();
+        let disk_only = self.sync && self.required == 0;
         // Under W = 0 they waited for the disk, and the Lease may have run out meanwhile.
         let refusals = if self.required == 0 && self.primary {
             [false, true].map(|wrote| self.gate_refusal(wrote))
@@ -171,7 +180,9 @@ impl Executor {
         };
         let mut refused: Vec<(Waiter, Refusal)> = Vec::new();
         let state = &mut self.states[index];
-        let released = state.prefix.released();
+        // What was released while syncs were not wanted may not be durable.
+        let durable = if disk_only { state.prefix.durable() } else { Sequence(u64::MAX) };
+        let released = state.prefix.released().min(durable);
         while let Some(front) = state.waiting.replicas.front() {
             if gated && front.until.sequence > released {
                 break;
@@ -204,13 +215,16 @@ impl Executor {
             let late = replicas.iter().take_while(|p| p.deadline <= boot_ms).count();
             let late: Vec<Parked> = replicas.drain(..late).collect();
             left += replicas.len();
-            let read = "what it shows was not confirmed in time by enough replicas";
-            self.give_up(late, "it was not confirmed in time by enough replicas", read);
+            let (write, read) =
+                if self.required > 0 { (REPLICAS_WRITE, REPLICAS_READ) } else { (DISK_WRITE, DISK_READ) };
+            self.give_up(late, &write, &read);
         }
-        self.stats().parked.store(left as u64, std::sync::atomic::Ordering::Relaxed);
+        let (parked, held) = if self.required > 0 { (left, 0) } else { (0, left) };
+        self.stats().parked.store(parked as u64, Ordering::Relaxed);
+        self.stats().held.store((held + self.held_count()) as u64, Ordering::Relaxed);
         let waited = self.oldest_wait_ms();
         let since = if left == 0 { 0 } else { self.boot_ms - waited };
-        self.shared.waiting_since[self.shard].store(since, std::sync::atomic::Ordering::Release);
+        self.shared.waiting_since[self.shard].store(since, Ordering::Release);
         left
     }
 
@@ -224,7 +238,7 @@ impl Executor {
             waiting.into_iter().partition(|p| prefix.position_at(p.until.sequence) == p.until);
         self.states[index].waiting.replicas = kept.into();
         let why = "it is not in the history of the reign that followed";
-        self.give_up(lost, why, why);
+        self.give_up(lost, &Refusal::Unknown(why), &Refusal::Unconfirmed(why));
     }
 
     /// Milliseconds for which the oldest reply has been waiting for replicas; 0 = none waits.
@@ -237,16 +251,26 @@ impl Executor {
     pub(super) fn abandon(&mut self, index: usize) {
         let waiting = std::mem::take(&mut self.states[index].waiting.replicas);
         let why = "this member is no longer the prefix's primary";
-        self.give_up(waiting.into(), why, why);
+        self.give_up(waiting.into(), &Refusal::Unknown(why), &Refusal::Unconfirmed(why));
     }
 
     /// Answers in the words for writes or in those for reads: a read has no outcome that anybody could wonder about.
-    fn give_up(&mut self, waiting: Vec<Parked>, write: &'static str, read: &'static str) {
+    fn give_up(&mut self, waiting: Vec<Parked>, write: &Refusal, read: &Refusal) {
         add(&self.stats().parked_timeouts, waiting.len() as u64);
         for parked in waiting {
-            let refusal = if parked.wrote { Refusal::Unknown(write) } else { Refusal::Unconfirmed(read) };
-            self.refuse(parked.waiter, &refusal);
+            self.refuse(parked.waiter, if parked.wrote { write } else { read });
         }
+    }
+
+    /// What stands in the place of replies about writes, and about reads, that the disk did not confirm in time.
+    pub(in crate::shard) fn disk_errors() -> [Vec<u8>; 2] {
+        [refusal_bytes(&DISK_WRITE), refusal_bytes(&DISK_READ)]
+    }
+
+    /// So many replies were given up that stood in their connection's output.
+    pub(in crate::shard) fn count_given_up(&mut self, replies: usize) {
+        self.errors += replies as u64;
+        add(&self.stats().parked_timeouts, replies as u64);
     }
 
     /// The batch that replies waited for was not committed.

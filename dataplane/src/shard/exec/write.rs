@@ -35,15 +35,15 @@ impl Executor {
         state.builder.put_value(key, value, (expires_at_ms > 0).then_some(expires_at_ms));
         let object = Cached { value: Some(value), expires_at_ms };
         self.cache.insert(hash, state.cache_owner, key, object);
-        self.wrote(hash);
+        self.wrote(index, hash);
     }
 
     /// The batch holds this key now.
-    fn wrote(&mut self, hash: u64) {
+    fn wrote(&mut self, index: usize, hash: u64) {
         self.pending.insert(hash);
         self.in_batch = true;
         self.wrote = true;
-        self.will_sync(hash);
+        self.will_sync(index, hash);
     }
 
     /// Sets a key to what lies in the scratch buffer.
@@ -58,7 +58,7 @@ impl Executor {
         let state = &mut self.states[index];
         state.builder.delete(key);
         self.cache.insert(hash, state.cache_owner, key, Cached { value: None, expires_at_ms: 0 });
-        self.wrote(hash);
+        self.wrote(index, hash);
     }
 
     /// Deletes everything in a prefix.
@@ -72,7 +72,7 @@ impl Executor {
         self.forget(index);
         self.in_batch = true;
         self.wrote = true;
-        self.wait_for = self.states[index].waits_for;
+        self.will_sync_whole(index);
         self.depend(index);
         Ok(())
     }
@@ -102,7 +102,7 @@ impl Executor {
                 add(&stats.commits, 1);
                 add(&stats.commit_bytes, size);
                 if sync == WalSync::Later {
-                    self.gather(index, position.sequence);
+                    self.gather(index, (self.required == 0).then_some(position.sequence));
                 } else if self.required == 0 {
                     self.states[index].prefix.release(position.sequence);
                 }
@@ -111,6 +111,10 @@ impl Executor {
             }
             Err(e) => {
                 add(&stats.commit_failures, 1);
+                if sync == WalSync::Later {
+                    // Replies that wait for this group still wait for what was committed before.
+                    self.gather(index, None);
+                }
                 let refusal = self.commit_refusal(index, e);
                 self.forget(index);
                 self.fail_waiting(index, &refusal);

@@ -262,3 +262,40 @@ fn a_session_is_introduced_as_redis_clients_expect() {
     assert_eq!(run::<i64>(c, "WAIT 0 10").unwrap(), 0);
     assert_eq!(run::<i64>(c, "WAIT 1 10").unwrap(), 0, "nobody follows");
 }
+
+#[test]
+fn counts_are_exact_below_the_bound_however_often_keys_were_overwritten_or_deleted() {
+    let rig = Rig::with(Plan { rocks: true, ..Plan::default() }).prefixes(&["a", "b", "c"]);
+    let mut c = rig.redis();
+    let mut many = |command: &str, prefix: &str, keys: usize, times: usize| {
+        for first in (0..times).step_by(5_000) {
+            let mut pipe = redis::pipe();
+            for n in first..times.min(first + 5_000) {
+                let pipe = pipe.cmd(command).arg(format!("{prefix}:{}", n % keys));
+                if command == "SET" {
+                    pipe.arg(n).ignore()
+                } else {
+                    pipe.ignore()
+                };
+            }
+            pipe.query::<()>(&mut c).unwrap();
+        }
+    };
+    many("SET", "a", 1, 220_000);
+    many("SET", "b", 120_000, 120_000);
+    many("DEL", "b", 120_000, 119_990);
+    many("SET", "c", 7, 7);
+    let mut c = rig.redis();
+    let info = |c: &mut redis::Connection| redis::cmd("INFO").arg("keyspace").query::<String>(c).unwrap();
+    wait_until("asking has the keys counted", || info(&mut c).contains("prefix_a:keys=1,estimated=0,"));
+    assert_eq!(redis::cmd("DBSIZE").query::<u64>(&mut c).unwrap(), 18);
+    let text = info(&mut c);
+    for part in ["db0:keys=18,", "prefix_a:keys=1,estimated=0,", "prefix_b:keys=10,", "prefix_c:keys=7,"] {
+        assert!(text.contains(part), "{text} lacks {part}");
+    }
+    redis::cmd("SET").arg("c:brief").arg(1).arg("PX").arg(300).query::<()>(&mut c).unwrap();
+    assert_eq!(redis::cmd("DBSIZE").query::<u64>(&mut c).unwrap(), 19);
+    wait_until("an expired key is not counted", || redis::cmd("DBSIZE").query::<u64>(&mut c).unwrap() == 18);
+    redis::cmd("FLUSHDB").query::<()>(&mut c).unwrap();
+    assert_eq!(redis::cmd("DBSIZE").query::<u64>(&mut c).unwrap(), 0);
+}

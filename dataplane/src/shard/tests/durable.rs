@@ -8,7 +8,12 @@ fn rig() -> (Rig, Arc<Faulty>) {
 }
 
 fn with(change: impl FnOnce(Faulty) -> Faulty) -> (Rig, Arc<Faulty>) {
-    let rig = Rig::with(Plan { durability: Durability::Sync, ..Plan::default() }).prefixes(&["a", "b"]);
+    on(2, change)
+}
+
+/// The same with so many loops.
+fn on(loops: usize, change: impl FnOnce(Faulty) -> Faulty) -> (Rig, Arc<Faulty>) {
+    let rig = Rig::with(Plan { durability: Durability::Sync, loops, ..Plan::default() }).prefixes(&["a", "b"]);
     let mut raw = rig.raw();
     raw.send("SET a:old 1\r\nSET b:old 1\r\n");
     raw.expect("+OK\r\n+OK\r\n");
@@ -146,4 +151,90 @@ async fn calls_wait_for_the_disk_if_they_wrote_or_saw_what_is_not_on_it() {
     disk.hold(false);
     assert!(matches!(write.await.unwrap().unwrap(), Answer::Written { outcome: 1, .. }));
     assert!(matches!(read.await.unwrap().unwrap(), Answer::Values(values) if values == [Some(("v".into(), 0))]));
+}
+
+#[test]
+fn a_prefix_does_not_wait_for_the_disk_of_another_one_of_its_loop() {
+    let (rig, disk) = on(1, |db| db);
+    let (mut slow, mut quick) = (rig.raw(), rig.raw());
+    disk.hold(true);
+    // Both in one group.
+    slow.send("MSET a:k v b:k v\r\nSET b:l v\r\n");
+    wait_until("the sync is under way", || disk.syncs() == 1);
+    for i in 0..5 {
+        quick.send(format!("SET b:k {i}\r\nGET b:k\r\nINCR b:old\r\nGET b:l\r\n"));
+        quick.expect(&format!("+OK\r\n${}\r\n{i}\r\n:{}\r\n$1\r\nv\r\n", i.to_string().len(), i + 2));
+    }
+    slow.expect_silence();
+    disk.hold(false);
+    slow.expect("+OK\r\n+OK\r\n");
+}
+
+#[test]
+fn replies_that_wait_for_several_disks_keep_their_order() {
+    let (rig, disk) = on(1, |db| db);
+    let mut raw = rig.raw();
+    disk.hold(true);
+    raw.send("INCR b:n\r\nINCR a:n\r\nINCR b:n\r\nINCR a:n\r\nINCR b:n\r\n");
+    raw.expect(":1\r\n");
+    raw.expect_silence();
+    disk.hold(false);
+    raw.expect(":1\r\n:2\r\n:2\r\n:3\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_is_named_and_whoever_waits_for_it_learns_that_nobody_knows() {
+    let (rig, disk) = rig();
+    let handle = rig.shards.handle();
+    let prefix = rig.store.prefix(b"a").unwrap();
+    let mut clients: Vec<Raw> = (0..4).map(|_| rig.raw()).collect();
+    disk.hold(true);
+    clients[0].send("PING\r\nSET a:k v\r\nPING\r\nSET a:k w\r\n");
+    clients[0].expect("+PONG\r\n");
+    wait_until("the sync is under way", || rig.store.longest_sync().is_some());
+    for client in &mut clients[1..] {
+        client.send("GET a:k\r\nGET a:old\r\n");
+    }
+    let set = Request::Set { key: "k".into(), value: "v".into(), ttl_ms: 0, if_absent: false };
+    let call = tokio::spawn(async move { handle.call(&prefix, set).await });
+    wait_until("all are counted as blocked", || rig.sum(|s| &s.held) >= 5);
+    assert_eq!(rig.store.disk_trouble(), None, "it may still end");
+
+    let unknown = "-TIMEOUT write outcome unknown: it was not confirmed in time by the disk of this member";
+    clients[0].expect_line(unknown);
+    clients[0].expect("+PONG\r\n");
+    clients[0].expect_line(unknown);
+    for client in &mut clients[1..] {
+        client.expect_line("-TRYAGAIN read not answered: what it shows was not confirmed in time by the disk");
+        client.expect("$1\r\n1\r\n");
+    }
+    let error = call.await.unwrap().unwrap_err();
+    assert!(matches!(&error, CallError::Unknown(why) if why.contains("disk")), "{error}");
+    wait_until("the disk is named", || rig.store.disk_trouble().is_some_and(|why| why.contains("prefix a")));
+    assert_eq!(rig.sum(|s| &s.held), 0);
+    assert_eq!(rig.sum(|s| &s.parked_timeouts), 6);
+
+    disk.hold(false);
+    clients[0].send("SET a:k 2\r\nGET a:k\r\n");
+    clients[0].expect("+OK\r\n$1\r\n2\r\n");
+    wait_until("nothing is wrong any more", || rig.store.disk_trouble().is_none());
+}
+
+#[test]
+fn what_was_written_before_syncs_were_wanted_is_shown_once_it_is_durable() {
+    let (rig, disk) = rig();
+    let wants = |durability| rig.store.settings.store(Arc::new(Settings { durability, ..Settings::default() }));
+    let (mut raw, prefix) = (rig.raw(), rig.store.prefix(b"a").unwrap());
+    wants(Durability::Os);
+    disk.hold(true);
+    raw.send("SET a:k v\r\nGET a:k\r\n");
+    raw.expect("+OK\r\n$1\r\nv\r\n");
+    assert!(prefix.durable() < prefix.applied());
+    wants(Durability::Sync);
+    raw.send("GET a:k\r\n");
+    wait_until("the sync is under way", || disk.syncs() == 1);
+    raw.expect_silence();
+    disk.hold(false);
+    raw.expect("$1\r\nv\r\n");
+    assert_eq!(prefix.durable(), prefix.applied());
 }
