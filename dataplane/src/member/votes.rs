@@ -26,5 +26,42 @@ pub fn of(prefix: &Prefix, state: &MemberState) -> Vote {
         _ if !open => CopyState::Missing,
         _ => CopyState::Open(prefix.position_at(prefix.applied())),
     };
-    vote::vote(CopyFacts { state: state_of_copy, floor: state.floor(prefix.uuid) })
+    // A copy that waits for room to be opened may end far above its floor.
+    let floor = if !open && prefix.lacks_room() { None } else { state.floor(prefix.uuid) };
+    vote::vote(CopyFacts { state: state_of_copy, floor })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use parovoz_dataplane_core::lease::LeaseKeeper;
+    use parovoz_dataplane_core::member::MemberRecord;
+    use parovoz_dataplane_core::types::{DataUuid, Limits, Position, PrefixName, StoreUid};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::config::Settings;
+    use crate::disk::slots::Slots;
+    use crate::scratch::Scratch;
+
+    #[test]
+    fn a_copy_that_waits_for_room_may_end_above_its_floor() {
+        let dir = Scratch::new();
+        let (store_uid, me) = (StoreUid("s".into()), DataUuid(Uuid::from_u128(1)));
+        let store = Arc::new(Store::new(store_uid.clone(), me, Limits::default(), Settings::default(), 1 << 20));
+        let (slots, _) = Slots::open(dir.path()).unwrap();
+        let record = MemberRecord::blank(store_uid, me, String::new());
+        let state = MemberState::new(slots, record, store.clone(), LeaseKeeper::Nobody);
+        let uuid = PrefixUuid(Uuid::from_u128(2));
+        let prefix = Prefix::new(PrefixName::new("p").unwrap(), uuid, 0, store.ring_budget.clone());
+        prefix.set_phase(PrefixPhase::Stopped { reason: "no room".into() });
+        let floor = Position::new(1, 7);
+        state.raise_floor(uuid, floor).unwrap();
+        assert_eq!(of(&prefix, &state), Vote::Unknown { floor: Some(floor) });
+        prefix.set_lacks_room(true);
+        assert_eq!(of(&prefix, &state), Vote::Unknown { floor: None });
+    }
 }

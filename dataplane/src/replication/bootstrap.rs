@@ -156,8 +156,6 @@ async fn attempt(shared: &Arc<Shared>, due: Due) -> Result<(), BootstrapError> {
     let upstream = role.upstream.clone().filter(|u| !role.is_primary && !u.replication.is_empty());
     let upstream = upstream.ok_or(BootstrapError::NoUpstream)?;
     prefix.set_phase(PrefixPhase::Bootstrapping);
-    // Somebody asked for another copy than the one that waits for room.
-    prefix.set_lacks_room(false);
     store.note_change();
     // Batches of the old copy that still wait must not meet the new one.
     shared.appliers.barrier().await;

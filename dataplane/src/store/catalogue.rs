@@ -447,8 +447,11 @@ impl Catalogue {
     /// Opens copies that could not be opened for lack of room, if there is some now. Called now and then.
     pub fn open_waiting(&self) {
         let prefixes = self.store.prefixes();
-        let waiting = prefixes.by_uuid.values().filter(|prefix| prefix.lacks_room() && prefix.copy().is_none());
-        let waiting: Vec<_> = waiting.cloned().collect();
+        // While it is copied anew, nothing else may touch it.
+        let waits = |prefix: &Prefix| {
+            prefix.lacks_room() && prefix.copy().is_none() && prefix.phase() != PrefixPhase::Bootstrapping
+        };
+        let waiting: Vec<_> = prefixes.by_uuid.values().filter(|prefix| waits(prefix)).cloned().collect();
         // The reserve is whole only where there was room for more.
         if waiting.is_empty() || self.layout.storage_trouble().is_some() {
             return;
@@ -456,7 +459,9 @@ impl Catalogue {
         self.open_copies(&waiting);
         for prefix in waiting.iter().filter(|prefix| prefix.copy().is_some()) {
             tracing::info!(prefix = %prefix.name, "there is room again: prefix opened");
-            prefix.set_phase(PrefixPhase::Open);
+            if matches!(prefix.phase(), PrefixPhase::Stopped { .. }) {
+                prefix.set_phase(PrefixPhase::Open);
+            }
         }
         // Whoever follows looks at them again.
         self.store.bump();

@@ -79,6 +79,11 @@ fn a_copy_that_a_full_volume_can_not_open_is_opened_when_there_is_room() {
     assert!(prefix.lacks_room() && matches!(prefix.phase(), PrefixPhase::Stopped { .. }));
     engine.full.store(false, Ordering::SeqCst);
     catalogue.layout.keep_reserve();
+    let stopped = prefix.phase();
+    prefix.set_phase(PrefixPhase::Bootstrapping);
+    catalogue.open_waiting();
+    assert!(prefix.copy().is_none(), "somebody asked for another copy, which is on its way");
+    prefix.set_phase(stopped);
     catalogue.open_waiting();
     assert!(prefix.copy().is_some() && !prefix.lacks_room());
     assert_eq!(prefix.phase(), PrefixPhase::Open);
