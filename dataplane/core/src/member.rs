@@ -47,6 +47,7 @@ pub struct Endpoint {
 /// What a member was last told to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "do")]
+#[expect(clippy::large_enum_variant, reason = "a member has one of them")]
 pub enum Orders {
     /// Lead the promised reign. After a restart it is history: only a new promotion makes a primary.
     Lead,
