@@ -2,6 +2,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use parovoz_dataplane_core::lease::Serving;
 use parovoz_dataplane_core::types::{DataUuid, Epoch, Limits, Mode, Reign, ReignId, StoreUid};
 use parovoz_engine::memory::MemoryEngine;
 
@@ -55,6 +56,7 @@ fn lead(store: &Store, catalogue: &Catalogue) {
     };
     catalogue.create_blank().unwrap().begin_epoch(reign.to_ref(), true).unwrap();
     store.set_role(RoleView { reign: Some(reign), is_primary: true, ..RoleView::default() });
+    store.gate.publish(Serving { read_until_ms: u64::MAX, acknowledge_until_ms: u64::MAX }, 0);
 }
 
 fn name(name: &str) -> PrefixName {
