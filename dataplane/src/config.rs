@@ -2,9 +2,13 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use parovoz_dataplane_core::budget::MIN_WINDOW;
 use serde::{Deserialize, Serialize};
+
+/// A client that is silent for so long is asked by TCP whether it is still there, on every port; as Redis does.
+pub(crate) const TCP_KEEPALIVE: Duration = Duration::from_secs(300);
 
 /// Command line of `parovoz-dataplane run`; every flag is an environment variable too.
 #[derive(Debug, Clone, clap::Args)]
