@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use parovoz_dataplane_core::budget::MIN_WINDOW;
 use parovoz_dataplane_core::lease::LeaseKeeper;
@@ -9,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 /// The value of `--lease` that says that there is none.
 pub const NO_LEASE: &str = "none";
+/// A client that is silent for so long is asked by TCP whether it is still there, on every port; as Redis does.
+pub(crate) const TCP_KEEPALIVE: Duration = Duration::from_secs(300);
 
 /// Command line of `parovoz-dataplane run`; every flag is an environment variable too.
 #[derive(Debug, Clone, clap::Args)]

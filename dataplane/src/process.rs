@@ -19,7 +19,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::admin::AdminService;
-use crate::config::{RunArgs, Settings};
+use crate::config::{RunArgs, Settings, TCP_KEEPALIVE};
 use crate::disk::watermarks::{NOTED_EVERY, Watermarks};
 use crate::grpc::{Paced, StoreService};
 use crate::logging::LogControl;
@@ -43,8 +43,6 @@ const HAND_OVER: Duration = Duration::from_secs(3);
 /// Between two pings that a gRPC client must answer, and how long it may take.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_PATIENCE: Duration = Duration::from_secs(20);
-/// A connection on which TCP has heard nothing for so long is probed.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(300);
 /// Between two looks at the settings file, and between two passes of the pruner.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// Passes of housekeeping between two looks at `detached/`.

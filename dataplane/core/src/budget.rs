@@ -24,8 +24,14 @@ impl TokenBucket {
         Self { per_second, milli_tokens: i128::from(per_second) * 250, at_ms: now_ms }
     }
 
-    /// Changes the rate from now on.
-    pub fn set_rate(&mut self, per_second: u64, now_ms: u64) {
+    /// Milliseconds until what was taken is paid for at this rate, which holds from now on. Who waits long asks again meanwhile:
+    /// the rate may change.
+    pub fn wait_at(&mut self, per_second: u64, now_ms: u64) -> u64 {
+        self.set_rate(per_second, now_ms);
+        self.wait_ms(now_ms)
+    }
+
+    fn set_rate(&mut self, per_second: u64, now_ms: u64) {
         if per_second != self.per_second {
             *self = Self { milli_tokens: 0, ..Self::new(per_second, now_ms) };
         }
@@ -43,8 +49,7 @@ impl TokenBucket {
         self.debt_ms()
     }
 
-    /// Milliseconds until what was taken is paid for. Who waits long asks again meanwhile: the rate may change.
-    pub fn wait_ms(&mut self, now_ms: u64) -> u64 {
+    fn wait_ms(&mut self, now_ms: u64) -> u64 {
         self.take(0, now_ms)
     }
 

@@ -106,8 +106,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 if let BootstrapError::Damaged { source_member, .. } = &error {
                     shared.ctx.stats.damaged_copies.inc();
                     tracing::error!(%prefix, source = %source_member, %error, "the source's copy is damaged: ask another");
+                } else {
+                    tracing::warn!(%prefix, %error, "bootstrap prefix: try again");
                 }
-                tracing::warn!(%prefix, %error, "bootstrap prefix: try again");
                 if let Some(prefix) = shared.ctx.store.prefix_by_uuid(prefix) {
                     let reason = format!("{}; last attempt: {error}", reason_of(&cause));
                     prefix.set_phase(PrefixPhase::Stopped { reason });

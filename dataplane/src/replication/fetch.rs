@@ -117,11 +117,7 @@ impl Fetcher<'_> {
     async fn obey_limit(&self) {
         loop {
             let (limit, now_ms) = (self.settings.load().bootstrap_max_bytes_per_second, clock::boot_ms());
-            let wait_ms = {
-                let mut bucket = self.bucket.lock();
-                bucket.set_rate(limit, now_ms);
-                bucket.wait_ms(now_ms)
-            };
+            let wait_ms = self.bucket.lock().wait_at(limit, now_ms);
             if wait_ms == 0 {
                 return;
             }

@@ -510,14 +510,10 @@ impl Sender {
             return Err(Cut::RoleChanged);
         }
         let (settings, now_ms) = (self.ctx.store.settings.load(), clock::boot_ms());
-        self.rate.set_rate(settings.max_bytes_per_second, now_ms);
-        let total_wait = {
-            let mut total = self.ctx.total_rate.lock();
-            total.set_rate(settings.max_total_bytes_per_second, now_ms);
-            total.wait_ms(now_ms)
-        };
+        let own_wait = self.rate.wait_at(settings.max_bytes_per_second, now_ms);
+        let wait = self.ctx.total_rate.lock().wait_at(settings.max_total_bytes_per_second, now_ms).max(own_wait);
         // A long pause ends early where the limit was raised.
-        self.rate_until_ms = self.rate_until_ms.min(now_ms + self.rate.wait_ms(now_ms).max(total_wait));
+        self.rate_until_ms = self.rate_until_ms.min(now_ms + wait);
         self.judge_compression();
         self.send_beat(|_| true, 0).await?;
         // A prefix whose signal was lost must not wait for its next write.

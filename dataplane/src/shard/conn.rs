@@ -197,12 +197,14 @@ impl Output {
     }
 
     /// Holds replies from `from` to `to` in what [`Output::tail`] gave as [`READY`] until this is durable, and so what comes
-    /// after them.
-    pub(super) fn hold(&mut self, ticket: Ticket, from: usize, to: usize, wrote: bool) {
+    /// after them; answers whether the last reply held before waits for something else.
+    pub(super) fn hold(&mut self, ticket: Ticket, from: usize, to: usize, wrote: bool) -> bool {
+        let news = self.held.back().is_none_or(|last| last.ticket != ticket);
         match self.held.back_mut() {
-            Some(last) if last.ticket == ticket && last.to == from && last.wrote == wrote => last.to = to,
+            Some(last) if !news && last.to == from && last.wrote == wrote => last.to = to,
             _ => self.held.push_back(Held { ticket, from, to, wrote }),
         }
+        news
     }
 
     /// Bytes were exchanged for others: what may still go out waits for the first group that something waits for.

@@ -205,8 +205,9 @@ impl Dispatcher {
         match self.exec.settle(MarkAt::Conn(session.id, segment), from, to) {
             Settled::Goes => {}
             Settled::Held(ticket, wrote) => {
-                session.output.hold(ticket, from, to, wrote);
-                self.exec.held(ticket, session.id);
+                if session.output.hold(ticket, from, to, wrote) {
+                    self.exec.held(ticket, session.id);
+                }
             }
             Settled::Waits(index) => {
                 let bytes = out.split_off(from);

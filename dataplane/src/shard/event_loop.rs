@@ -24,6 +24,7 @@ use super::scan::Scanner;
 use super::stats::add;
 use super::syncer::Syncer;
 use crate::clock;
+use crate::config::TCP_KEEPALIVE;
 use crate::store::CreateError;
 
 const WAKE: Token = Token(usize::MAX);
@@ -50,8 +51,6 @@ const POLL_MS: u64 = 1;
 const WAITS_PER_MS: u64 = 2_000;
 /// Room for the first bytes of an unfinished request.
 const INPUT_FIRST: usize = 64 << 10;
-/// A connection that is silent for so long is asked whether it is still there, by TCP; as Redis does.
-const KEEPALIVE: Duration = Duration::from_secs(300);
 /// How long a stopping loop waits for replies that others owe and for clients to take theirs.
 const DRAIN_MS: u64 = 2000;
 
@@ -554,7 +553,7 @@ fn welcome(shared: &Shared, shard: usize, mut stream: TcpStream, peer: SocketAdd
     };
     add(&shared.stats[shard].accepted, 1);
     let socket = socket2::SockRef::from(&stream);
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 10);
+    let keepalive = TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE / 10);
     if let Err(e) = stream.set_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive)) {
         tracing::debug!(error = %e, "set TCP_NODELAY and SO_KEEPALIVE");
     }

@@ -230,16 +230,25 @@ impl Catalogue {
                 match read_record(key, value)? {
                     Change::Created(name, uuid) => {
                         self.unlisted.lock().remove(&uuid);
-                        let prefix = self.add(name, uuid);
-                        if prefix.copy().is_none() {
-                            self.create_copy(&prefix)?;
-                        }
+                        self.create_listed(name, uuid)?;
                     }
                     Change::Dropped(name, uuid) => self.detach(&name, uuid)?,
                 }
             }
         }
         Ok(())
+    }
+
+    /// Makes a prefix that was created elsewhere. It is shown with its copy: without one, readers would be told that it is
+    /// being loaded, and who follows would copy what is empty.
+    fn create_listed(&self, name: PrefixName, uuid: PrefixUuid) -> Result<(), CatalogueError> {
+        if let Some(present) = self.store.prefix_by_uuid(uuid) {
+            return if present.copy().is_none() { self.create_copy(&present) } else { Ok(()) };
+        }
+        let prefix = Arc::new(self.make(name, uuid));
+        let created = self.create_copy(&prefix);
+        self.store.add_prefix(prefix);
+        created
     }
 
     /// Creates a prefix for the admin port.
@@ -434,12 +443,13 @@ impl Catalogue {
                 Change::Dropped(name, uuid) => self.detach(&name, uuid)?,
             }
         }
-        let uuids: Vec<PrefixUuid> = listed.iter().map(|prefix| prefix.uuid).collect();
         // First, so that a name is free for who has it now.
-        self.settle_unlisted(&uuids.iter().copied().collect(), diverged)?;
-        self.store.add_prefixes(listed);
-        let present = uuids.into_iter().filter_map(|uuid| self.store.prefix_by_uuid(uuid));
-        self.open_copies(&present.filter(|prefix| prefix.copy().is_none()).collect::<Vec<_>>());
+        self.settle_unlisted(&listed.iter().map(|prefix| prefix.uuid).collect(), diverged)?;
+        let known = listed.into_iter().map(|new| self.store.prefix_by_uuid(new.uuid).unwrap_or(new));
+        let known: Vec<_> = known.collect();
+        self.open_copies(&known.iter().filter(|prefix| prefix.copy().is_none()).cloned().collect::<Vec<_>>());
+        // Last: who follows would copy what is shown without a copy.
+        self.store.add_prefixes(known);
         self.store.set_loading(false);
         Ok(())
     }

@@ -278,12 +278,13 @@ impl Database for RocksDatabase {
     }
 
     fn compact(&self) -> Result<()> {
-        for family in [Family::Data, Family::Meta] {
-            let family = self.core.family(family)?;
-            // It flushes first.
-            self.core.nudged(|| self.core.db.compact_range_cf(family, None::<&[u8]>, None::<&[u8]>));
-        }
-        Ok(())
+        let compact = |family| -> Result<()> {
+            self.core.db.compact_range_cf(self.core.family(family)?, None::<&[u8]>, None::<&[u8]>);
+            Ok(())
+        };
+        // It flushes first.
+        self.core.nudged(|| compact(Family::Data))?;
+        compact(Family::Meta)
     }
 
     fn verify_checksums(&self) -> Result<()> {

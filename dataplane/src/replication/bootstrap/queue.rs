@@ -169,13 +169,6 @@ impl Bootstraps {
         self.tasks.lock().retain(|t| t.prefix != prefix);
     }
 
-    /// A copy from this member was damaged: others are asked for this prefix.
-    fn distrust(task: &mut Task, source: DataUuid) {
-        if !task.distrusted.contains(&source) {
-            task.distrusted.push(source);
-        }
-    }
-
     /// Puts a failed one behind the others.
     pub(super) fn failed(&self, prefix: PrefixUuid, error: &BootstrapError) {
         let mut tasks = self.tasks.lock();
@@ -183,8 +176,10 @@ impl Bootstraps {
             && let Some(mut task) = tasks.remove(at)
         {
             task.failures = task.failures.saturating_add(1);
-            if let BootstrapError::Damaged { source_member, .. } = error {
-                Self::distrust(&mut task, *source_member);
+            if let BootstrapError::Damaged { source_member, .. } = error
+                && !task.distrusted.contains(source_member)
+            {
+                task.distrusted.push(*source_member);
             }
             task.not_before_ms = clock::boot_ms() + error.pause_ms(&mut task.backoff);
             tasks.push_back(task);

@@ -220,9 +220,9 @@ async fn an_upstream_that_can_not_be_reached_for_a_while_costs_none_of_the_copie
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_left_of_the_copy_of_a_prefix_that_is_dropped_meanwhile() {
-    let (a, b) = copying(512 << 10).await;
+    let (a, b) = copying(128 << 10).await;
     let staging = b.dir.path().join("staging").join(format!("data-{}", uuid_of("data")));
-    assert!(staging.exists());
+    eventually("it fetches", || staging.exists()).await;
     b.store.remove_prefix(uuid_of("data")).unwrap();
     a.store.remove_prefix(uuid_of("data")).unwrap();
     eventually("the staging is removed", || !staging.exists()).await;

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use std::path::Path;
+use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 
 use parovoz_dataplane_core::lease::Serving;
@@ -16,6 +17,9 @@ use crate::store::RoleView;
 struct Volume {
     engine: MemoryEngine,
     full: AtomicBool,
+    /// Looked at whenever a prefix is opened.
+    store: Mutex<Weak<Store>>,
+    saw_prefix_without_copy: AtomicBool,
 }
 
 impl Engine for Volume {
@@ -23,6 +27,10 @@ impl Engine for Volume {
         let of_catalogue = dir.to_string_lossy().contains(PrefixName::catalogue().as_str());
         if self.full.load(Ordering::SeqCst) && !of_catalogue {
             return Err(EngineError::NoSpace { action: "open".into() });
+        }
+        let listed = self.store.lock().upgrade().map(|store| store.prefixes());
+        if listed.is_some_and(|map| map.by_uuid.values().any(|prefix| prefix.copy().is_none())) {
+            self.saw_prefix_without_copy.store(true, Ordering::SeqCst);
         }
         self.engine.open(dir, spec)
     }
@@ -134,4 +142,29 @@ fn the_start_finishes_what_the_replaced_catalogue_asked_for() {
     assert!(!layout.prefix_dir(&name("stranger"), stranger).exists());
     assert!(!old.dir.exists(), "the old catalogue is set aside last");
     assert!(!layout.has_marked_generation(&of, uuid).unwrap());
+}
+
+#[test]
+fn a_prefix_created_elsewhere_is_never_shown_without_its_copy() {
+    let (dir, engine) = (Scratch::new(), Arc::new(Volume::default()));
+    let (store, catalogue) = member(&dir, &engine);
+    lead(&store, &catalogue);
+    let record = |name: &str, n: u128| {
+        let mut builder = BatchBuilder::new();
+        let entry = serde_json::to_vec(&Entry { prefix_uuid: PrefixUuid(Uuid::from_u128(n)) }).unwrap();
+        builder.put_value(format!("p/{name}").as_bytes(), &entry, None);
+        builder
+    };
+    *engine.store.lock() = Arc::downgrade(&store);
+    catalogue.apply_records(&record("streamed", 7).finish()).unwrap();
+    assert!(store.prefix(b"streamed").unwrap().copy().is_some());
+    let listing = store.prefix_by_uuid(catalogue.uuid()).unwrap();
+    catalogue.commit(&listing, record("listed", 8), true).unwrap();
+    let generation = catalogue.layout.next_generation(&name("listed"), PrefixUuid(Uuid::from_u128(8)), 0, "created");
+    let generation = generation.unwrap();
+    engine.open(&generation.db_dir(), &OpenSpec { sequence_offset: 0, create: true }).unwrap();
+    catalogue.layout.switch(&name("listed"), PrefixUuid(Uuid::from_u128(8)), &generation).unwrap();
+    catalogue.open_listed(&listing, false).unwrap();
+    assert!(store.prefix(b"listed").unwrap().copy().is_some());
+    assert!(!engine.saw_prefix_without_copy.load(Ordering::SeqCst));
 }
