@@ -104,9 +104,12 @@ fn a_volume_without_a_pod_is_asked_for_too_before_a_lost_record_is_rebuilt() {
     (left.name, left.ordinal, left.uid) = ("cache-4".into(), 4, "claim-left".into());
     world.claims.insert(4, left);
     world.reign = None;
+    world.step();
+    assert!(world.pods.contains_key(&4), "a pod is made for it, so that it can answer");
+    world.black_out(4);
     world.steps(5);
     assert!(world.reign.is_none() && world.waits(WaitingReason::MemberMustAnswer));
-    world.claims.remove(&4);
+    world.heal();
     world.converge();
     assert!(world.record().current.primary_process.starts_with("process"), "{:?}", world.record().current);
 }

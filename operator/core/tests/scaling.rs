@@ -22,6 +22,21 @@ fn scaling_up_makes_members_and_lets_them_join() {
 }
 
 #[test]
+fn a_store_that_is_scaled_down_before_its_first_reign_comes_to_life() {
+    let mut world = World::new(4);
+    world.step();
+    world.step();
+    assert!(world.reign.is_none() && world.claims.len() == 4);
+    world.scale(1);
+    // This one found no volume, so it holds nothing and is not waited for.
+    world.claims.get_mut(&4).unwrap().bound = false;
+    world.black_out(4);
+    world.converge();
+    let status = world.status();
+    assert_eq!((status.phase, status.ready_replicas, world.pods.len()), (StorePhase::Healthy, 1, 1));
+}
+
+#[test]
 fn scaling_down_takes_the_highest_replica_after_a_reign_without_it_serves() {
     let mut world = World::converged(3);
     world.scale(2);

@@ -13,19 +13,29 @@ use crate::quorum::Decision;
 
 /// All wanted members' reports, or a wait that names who is missing.
 pub(super) fn all_answers<'a>(context: &Context<'a>, plan: &mut Plan, what: &str) -> Option<Vec<(u32, &'a Report)>> {
-    let observed = context.observed;
-    // A pod that is not wanted may still hold what a lost record knew: it is asked as well.
-    let others = observed.pods.iter().filter(|pod| pod.owned && !pod.deleting).map(|pod| pod.ordinal);
-    answers_of(context, plan, what, context.target.iter().copied().chain(others).collect())
+    answers_of(context, plan, what, context.target.iter().copied().chain(pods(context)).collect())
 }
 
-/// The reports of every volume of the store, with a pod or without, or a wait that names whose is missing.
+/// The members in pods. One that is not wanted may still hold what a lost record knew, unless it never had a volume.
+fn pods(context: &Context<'_>) -> impl Iterator<Item = u32> {
+    let observed = context.observed;
+    let never_bound = |ordinal: u32| observed.claim(ordinal).is_some_and(|claim| !claim.bound);
+    let pods = observed.pods.iter().filter(move |pod| pod.owned && !pod.deleting && !never_bound(pod.ordinal));
+    pods.map(|pod| pod.ordinal)
+}
+
+/// The reports of every volume of the store that may hold anything, or a wait that names whose is missing. What has no pod
+/// gets one, for it can't answer without.
 fn every_volume<'a>(context: &Context<'a>, plan: &mut Plan, what: &str) -> Option<Vec<(u32, &'a Report)>> {
     let observed = context.observed;
-    let ours = |claim: &&ClaimFacts| !claim.deleting && claim.store_uid.as_deref() == Some(&observed.store.uid);
-    let volumes = observed.claims.iter().filter(ours).map(|claim| claim.ordinal);
-    let pods = observed.pods.iter().filter(|pod| pod.owned && !pod.deleting).map(|pod| pod.ordinal);
-    answers_of(context, plan, what, context.target.iter().copied().chain(pods).chain(volumes).collect())
+    let volumes = observed.claims.iter().filter(|claim| may_hold_data(context, claim)).map(|claim| claim.ordinal);
+    plan.asked = context.target.iter().copied().chain(pods(context)).chain(volumes).collect();
+    answers_of(context, plan, what, plan.asked.clone())
+}
+
+/// A claim that was never bound has no volume yet.
+fn may_hold_data(context: &Context<'_>, claim: &ClaimFacts) -> bool {
+    claim.bound && !claim.deleting && claim.store_uid.as_deref() == Some(&context.observed.store.uid)
 }
 
 fn answers_of<'a>(

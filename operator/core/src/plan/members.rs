@@ -43,7 +43,7 @@ pub(super) fn listed(observed: &Observed) -> (BTreeSet<u32>, Option<u32>) {
 
 pub(super) fn plan(context: &Context<'_>, plan: &mut Plan) {
     let mut stale = Vec::new();
-    for ordinal in kept(context) {
+    for ordinal in kept(context, plan) {
         one(context, ordinal, plan, &mut stale);
     }
     restarts(context, &stale, plan);
@@ -51,14 +51,15 @@ pub(super) fn plan(context: &Context<'_>, plan: &mut Plan) {
 }
 
 /// The members whose pods are kept up: those wanted and, while nobody leads, all that the reign lists, because each may
-/// have to be heard before anybody does.
-fn kept(context: &Context<'_>) -> BTreeSet<u32> {
+/// have to be heard before anybody does; where the record is missing or outdated, those of every volume.
+fn kept(context: &Context<'_>, plan: &Plan) -> BTreeSet<u32> {
     let mut kept: BTreeSet<u32> = context.target.iter().copied().collect();
     let leads =
         |pod: &PodFacts| context.observed.answer(pod.ordinal).is_some_and(|report| report.role == MemberRole::Primary);
     if !context.observed.pods.iter().any(leads) {
         kept.extend(listed(context.observed).0);
     }
+    kept.extend(&plan.asked);
     kept
 }
 
@@ -208,7 +209,7 @@ fn leftovers(context: &Context<'_>, plan: &mut Plan) {
     let (members, _) = listed(observed);
     let serving = observed.own_reign().is_some_and(|reign| reign.spec.current.phase == ReignPhase::Serving);
     let unwanted = |ordinal: u32| !context.target.contains(&ordinal) && !members.contains(&ordinal);
-    if plan.step.is_some() || plan.reign_write.is_some() {
+    if plan.step.is_some() || plan.reign_write.is_some() || !plan.asked.is_empty() {
         return;
     }
     let mut pods: Vec<_> = observed.pods.iter().filter(|pod| unwanted(pod.ordinal) && pod.owned).collect();

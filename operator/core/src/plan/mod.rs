@@ -16,6 +16,7 @@ mod reign;
 mod sources;
 mod suspect;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use parovoz_api::{ConditionReason, ReignRecord, StoreReignSpec, Waiting, WaitingReason};
@@ -64,6 +65,8 @@ pub struct Plan {
     pub events: Vec<Event>,
     /// Ordinals of the members that the store should have.
     pub target: Vec<u32>,
+    /// Ordinals of the volumes that must all answer before anybody leads; their pods are kept or made.
+    pub asked: BTreeSet<u32>,
     /// Why the specification cannot be carried out at all. Terminal until it changes.
     pub invalid: Option<String>,
     /// When to look again, whatever else happens.
