@@ -292,14 +292,20 @@ fn raise_floors(store: &Store, state: &MemberState, watermarks: Watermarks) -> R
     for (uuid, noted) in watermarks.marks() {
         let Some(prefix) = store.prefix_by_uuid(uuid) else { continue };
         let recovered = prefix.position_at(prefix.applied());
-        if recovered < noted {
-            // What could not be opened for want of room may have everything: its floor tells once it is open.
-            if !prefix.lacks_room() {
-                tracing::error!(prefix = %prefix.name, %recovered, %noted,
-                    "the database came back without records that were durable: its log is damaged");
-            }
-            state.raise_floor(uuid, noted)?;
+        if recovered >= noted {
+            continue;
         }
+        // What could not be opened for want of room may have everything: its floor tells once it is open.
+        if !prefix.lacks_room() {
+            tracing::error!(prefix = %prefix.name, %recovered, %noted,
+                "the database came back without records that were durable: its log is damaged");
+            if prefix.copy().is_none() && state.floor(uuid).is_none_or(|floor| floor < noted) {
+                // It may have acknowledged more than was noted, so this must not become what counts as its floor.
+                prefix.set_lost_its_end(true);
+                continue;
+            }
+        }
+        state.raise_floor(uuid, noted)?;
     }
     Ok(watermarks)
 }

@@ -125,9 +125,12 @@ impl Reporter {
         let record = self.member.record();
         let role = self.store.role();
         let now = clock::boot_ms();
+        // The pulse sees a disk that hangs; one database alone may hang too.
+        let syncing_ms = self.store.longest_sync().map_or(0, |(_, ms)| ms);
         let now_is = self.member.state().with(|role| Now {
             can_acknowledge: role.can_acknowledge(now),
-            stalled_fsync_ms: role.stalled_fsync_ms(now).filter(|ms| *ms >= STALLED_MS),
+            stalled_fsync_ms: Some(role.stalled_fsync_ms(now).unwrap_or(0).max(syncing_ms))
+                .filter(|ms| *ms >= STALLED_MS),
             frozen_ms: role.frozen_until_ms().saturating_sub(now),
             uptime_ms: role.uptime_ms(now),
             silence_ms: role.silence_ms(now),

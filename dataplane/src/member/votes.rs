@@ -26,8 +26,9 @@ pub fn of(prefix: &Prefix, state: &MemberState) -> Vote {
         _ if !open => CopyState::Missing,
         _ => CopyState::Open(prefix.position_at(prefix.applied())),
     };
-    // A copy that waits for room to be opened may end far above its floor.
-    let floor = if !open && prefix.lacks_room() { None } else { state.floor(prefix.uuid) };
+    // A copy that waits for room, or one that is damaged, may have ended far above what is stored as its floor.
+    let untold = !open && (prefix.lacks_room() || prefix.lost_its_end());
+    let floor = if untold { None } else { state.floor(prefix.uuid) };
     vote::vote(CopyFacts { state: state_of_copy, floor })
 }
 
@@ -48,7 +49,7 @@ mod tests {
     use crate::scratch::Scratch;
 
     #[test]
-    fn a_copy_that_waits_for_room_may_end_above_its_floor() {
+    fn a_copy_that_waits_for_room_or_is_damaged_may_have_ended_above_its_floor() {
         let dir = Scratch::new();
         let (store_uid, me) = (StoreUid("s".into()), DataUuid(Uuid::from_u128(1)));
         let store = Arc::new(Store::new(store_uid.clone(), me, Limits::default(), Settings::default(), 1 << 20));
@@ -63,5 +64,9 @@ mod tests {
         assert_eq!(of(&prefix, &state), Vote::Unknown { floor: Some(floor) });
         prefix.set_lacks_room(true);
         assert_eq!(of(&prefix, &state), Vote::Unknown { floor: None });
+        prefix.set_lacks_room(false);
+        prefix.set_lost_its_end(true);
+        prefix.set_phase(PrefixPhase::Bootstrapping);
+        assert_eq!(of(&prefix, &state), Vote::Unknown { floor: None }, "ordered, and the primary not asked yet");
     }
 }

@@ -136,6 +136,8 @@ pub struct Prefix {
     dropped: AtomicBool,
     /// See [`Prefix::lacks_room`].
     lacks_room: AtomicBool,
+    /// See [`Prefix::lost_its_end`].
+    lost_its_end: AtomicBool,
 }
 
 impl Prefix {
@@ -163,6 +165,7 @@ impl Prefix {
             oldest_in_wal: AtomicU64::new(0),
             dropped: AtomicBool::new(false),
             lacks_room: AtomicBool::new(false),
+            lost_its_end: AtomicBool::new(false),
         }
     }
 
@@ -173,6 +176,7 @@ impl Prefix {
         *self.history.write() = history;
         self.copy.store(Some(Arc::new(copy)));
         self.set_lacks_room(false);
+        self.set_lost_its_end(false);
         self.ring.reset(latest);
         self.oldest_in_wal.store(0, Ordering::Release);
         for mark in [&self.received, &self.applied, &self.durable, &self.released] {
@@ -473,6 +477,18 @@ impl Prefix {
     /// Says whether its copy waits for room to be opened.
     pub fn set_lacks_room(&self, lacks: bool) {
         self.lacks_room.store(lacks, Ordering::Release);
+    }
+
+    /// Whether its copy can't be opened and nothing says up to where it had acknowledged: until a new one is ordered, whose
+    /// floor is where the primary was then.
+    #[must_use]
+    pub fn lost_its_end(&self) -> bool {
+        self.lost_its_end.load(Ordering::Acquire)
+    }
+
+    /// Says whether it is unknown how far a lost copy was.
+    pub fn set_lost_its_end(&self, lost: bool) {
+        self.lost_its_end.store(lost, Ordering::Release);
     }
 
     /// Whether the catalogue dropped it.

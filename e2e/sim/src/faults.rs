@@ -386,7 +386,8 @@ impl World {
             let me = process.me.to_string();
             reign.spec.current.members.iter().any(|m| m.data_uuid == me)
                 && leader.prefixes.values().all(|p| {
-                    process.prefixes.get(&p.uuid).is_some_and(|mine| mine.copy.is_some() && mine.durable >= p.released)
+                    let mine = process.prefixes.get(&p.uuid);
+                    mine.is_some_and(|m| m.copy.is_some() && m.durable >= p.released && process.has_known_vote(m))
                 })
         };
         (1..MEMBERS).filter(whole).collect()

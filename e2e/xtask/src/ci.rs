@@ -11,8 +11,10 @@ use crate::error::{Context, Error, Result};
 use crate::exec::{cargo, without_cargo_run};
 use crate::faults;
 use crate::generate;
+use crate::model;
 use crate::packages::{self, Need};
 use crate::paths;
+use crate::sim;
 use crate::ui::{Ui, seconds};
 
 /// Runs all of it on a cluster of its own. Returns the last line.
@@ -46,6 +48,9 @@ pub fn test(ui: &Ui) -> Result<String> {
     }
 }
 
+/// Seeds that nobody has run before, for each change.
+const FRESH_SEEDS: u64 = 2_500;
+
 type Times = Vec<(&'static str, std::time::Duration)>;
 
 fn timed<T>(ui: &Ui, times: &mut Times, stage: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -62,6 +67,8 @@ fn stages(ui: &Ui, counts: &mut Counts, times: &mut Times) -> Result<()> {
     timed(ui, times, "format", || cargo("fmt --all --check").shown())?;
     timed(ui, times, "clippy", || cargo("clippy --release --locked --workspace --all-targets -- -D warnings").shown())?;
     timed(ui, times, "unit and integration tests", || cargo_test(counts))?;
+    timed(ui, times, "simulation", || checked(counts, || sim::run(&words(&format!("--seeds {FRESH_SEEDS}")))))?;
+    timed(ui, times, "model", || checked(counts, || model::run(&words("--quick"))))?;
     timed(ui, times, "generated files", || generate::generate(ui, true).map(drop))?;
     // What another run left must not be able to hide a fault of the set-up.
     timed(ui, times, "cluster down", || cluster::down(ui, &root))?;
@@ -83,6 +90,18 @@ fn stages(ui: &Ui, counts: &mut Counts, times: &mut Times) -> Result<()> {
         counts.passed += 1;
         Ok(())
     })
+}
+
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Counts what is one test as a whole.
+fn checked(counts: &mut Counts, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let result = work();
+    let count = if result.is_ok() { &mut counts.passed } else { &mut counts.failed };
+    *count += 1;
+    result
 }
 
 /// Runs all cargo tests, shows what they print, and adds up what they report.

@@ -65,6 +65,7 @@ pub async fn apply(tools: &Tools<'_>, observed: &Observed, plan: &Plan) -> Resul
         target: _,
         invalid: _,
         requeue_after: _,
+        asked: _,
         urgent: _,
     } = plan;
     let store = &observed.store;

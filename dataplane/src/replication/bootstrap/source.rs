@@ -190,6 +190,7 @@ impl Job {
             let at_primary = self.primary_position(upstream_latest).await?;
             self.raise_floor(at_primary).await?;
         }
+        self.prefix.set_lost_its_end(false);
         Ok(held)
     }
 

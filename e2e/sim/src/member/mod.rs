@@ -25,7 +25,7 @@ use parovoz_dataplane_core::role::{Effect, Event, Role, Standing};
 use parovoz_dataplane_core::types::{
     DataUuid, Position, PrefixName, PrefixUuid, Reign, Sequence, StoreUid, catalogue_uuid,
 };
-use parovoz_dataplane_core::vote::{CopyFacts, CopyState, Votes, vote};
+use parovoz_dataplane_core::vote::{CopyFacts, CopyState, Vote, Votes, vote};
 use parovoz_engine::memory::MemoryEngine;
 
 use crate::check::Checker;
@@ -477,6 +477,12 @@ impl Process {
     /// What this member votes now, for each prefix that it knows of.
     pub fn votes(&self) -> Votes {
         self.prefixes.values().map(|p| (p.uuid, vote(self.facts(p)))).collect()
+    }
+
+    /// False while it is copied anew or below its floor.
+    #[must_use]
+    pub fn has_known_vote(&self, prefix: &Prefix) -> bool {
+        matches!(vote(self.facts(prefix)), Vote::Known(_))
     }
 
     fn below_floor(&self, prefix: &Prefix) -> bool {
