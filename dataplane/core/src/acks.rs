@@ -84,6 +84,17 @@ pub struct FollowerProgress {
     pub bytes_per_second: u64,
 }
 
+/// Where the primary is in a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Present {
+    /// The prefix.
+    pub prefix: PrefixUuid,
+    /// Its last record.
+    pub sequence: Sequence,
+    /// Bytes written so far, as in [`AckTable::sample`].
+    pub bytes_total: u64,
+}
+
 /// How long and how much WAL is kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Retention {
@@ -228,11 +239,11 @@ impl AckTable {
         samples.push_back(Sample { at_ms: now_ms, sequence, bytes_total });
     }
 
-    /// All members' progress.
+    /// All members' progress, measured from where the primary is at present: samples say only since when it is ahead.
     #[must_use]
-    pub fn follower_reports(&self, now_ms: u64, retention: Retention) -> Vec<FollowerProgress> {
+    pub fn follower_reports(&self, now_ms: u64, retention: Retention, present: &[Present]) -> Vec<FollowerProgress> {
         let rate = self.bytes_per_second(now_ms);
-        self.members.iter().map(|(who, m)| self.progress(*who, m, now_ms, retention, rate)).collect()
+        self.members.iter().map(|(who, m)| self.progress(*who, m, now_ms, retention, rate, present)).collect()
     }
 
     fn progress(
@@ -242,6 +253,7 @@ impl AckTable {
         now_ms: u64,
         retention: Retention,
         rate: u64,
+        present: &[Present],
     ) -> FollowerProgress {
         let mut report = FollowerProgress {
             data_uuid: who,
@@ -252,12 +264,13 @@ impl AckTable {
             window_left_seconds: None,
             bytes_per_second: member.bytes_per_second,
         };
-        for (prefix, samples) in &self.samples {
-            let Some(latest) = samples.back() else { continue };
-            let at = member.acks.get(prefix).map_or(Sequence(0), |a| a.applied.sequence);
+        let none = VecDeque::new();
+        for latest in present {
+            let at = member.acks.get(&latest.prefix).map_or(Sequence(0), |a| a.applied.sequence);
             if at >= latest.sequence {
                 continue;
             }
+            let samples = self.samples.get(&latest.prefix).unwrap_or(&none);
             report.lag_sequences += latest.sequence.0 - at.0;
             let beyond = samples.partition_point(|s| s.sequence <= at);
             let since = samples.get(beyond).map_or(now_ms, |s| s.at_ms);
@@ -324,6 +337,10 @@ mod tests {
         }
     }
 
+    fn at(sequence: u64, bytes_total: u64) -> Present {
+        Present { prefix: P, sequence: Sequence(sequence), bytes_total }
+    }
+
     fn durable(table: &mut AckTable, session: SessionId, member: u128, epoch: u64, sequence: u64) {
         let p = Position::new(epoch, sequence);
         table.record(session, who(member), P, AckPositions { received: p, applied: p, durable: p }).unwrap();
@@ -362,7 +379,10 @@ mod tests {
         durable(&mut t, new, 2, 5, 60);
         assert_eq!(t.released(P, &reign(3), 1), Some(Sequence(60)));
         t.end_session(who(2), old);
-        assert!(t.follower_reports(0, KEEP)[0].connected, "the end of an old session is not the end of the new one");
+        assert!(
+            t.follower_reports(0, KEEP, &[])[0].connected,
+            "the end of an old session is not the end of the new one"
+        );
     }
 
     #[test]
@@ -381,13 +401,26 @@ mod tests {
         t.sample(P, 2_000, Sequence(200), 3_000);
         t.sample(P, 3_000, Sequence(300), 5_000);
         durable(&mut t, s, 2, 5, 150);
-        let report = &t.follower_reports(5_000, KEEP)[0];
+        let report = &t.follower_reports(5_000, KEEP, &[at(300, 5_000)])[0];
         assert_eq!((report.lag_sequences, report.lag_bytes, report.lag_ms), (150, 3_000, 3_000));
         assert_eq!(report.window_left_seconds, Some(97));
         durable(&mut t, s, 2, 5, 300);
-        let report = &t.follower_reports(9_000, KEEP)[0];
+        let report = &t.follower_reports(9_000, KEEP, &[at(300, 5_000)])[0];
         assert_eq!((report.lag_sequences, report.lag_bytes, report.lag_ms), (0, 0, 0));
         assert_eq!(report.window_left_seconds, None);
+    }
+
+    #[test]
+    fn what_was_written_since_the_last_sample_counts_as_lag() {
+        let mut t = AckTable::default();
+        let s = t.begin_session(who(2));
+        t.sample(P, 1_000, Sequence(100), 1_000);
+        durable(&mut t, s, 2, 5, 100);
+        let report = &t.follower_reports(1_900, KEEP, &[at(140, 1_800)])[0];
+        assert_eq!((report.lag_sequences, report.lag_bytes, report.lag_ms), (40, 800, 0));
+        let new = PrefixUuid(Uuid::from_u128(78));
+        let created = Present { prefix: new, sequence: Sequence(3), bytes_total: 50 };
+        assert_eq!(t.follower_reports(1_900, KEEP, &[created])[0].lag_sequences, 3);
     }
 
     #[test]
@@ -395,13 +428,13 @@ mod tests {
         let mut t = AckTable::default();
         let old = t.begin_session(who(2));
         t.note_rate(old, who(2), 1000);
-        assert_eq!(t.follower_reports(0, KEEP)[0].bytes_per_second, 1000);
+        assert_eq!(t.follower_reports(0, KEEP, &[])[0].bytes_per_second, 1000);
         let new = t.begin_session(who(2));
         t.note_rate(old, who(2), 2000);
-        assert_eq!(t.follower_reports(0, KEEP)[0].bytes_per_second, 0);
+        assert_eq!(t.follower_reports(0, KEEP, &[])[0].bytes_per_second, 0);
         t.note_rate(new, who(2), 3000);
         t.end_session(who(2), new);
-        assert_eq!(t.follower_reports(0, KEEP)[0].bytes_per_second, 0);
+        assert_eq!(t.follower_reports(0, KEEP, &[])[0].bytes_per_second, 0);
     }
 
     #[test]
@@ -410,7 +443,8 @@ mod tests {
         t.begin_session(who(2));
         t.sample(P, 0, Sequence(1), 0);
         t.sample(P, 60_000, Sequence(2), 60_000);
-        let report = &t.follower_reports(60_000, Retention { seconds: 7200, bytes: Some(70_000) })[0];
+        let keep = Retention { seconds: 7200, bytes: Some(70_000) };
+        let report = &t.follower_reports(60_000, keep, &[at(2, 60_000)])[0];
         assert_eq!(report.window_left_seconds, Some(10));
     }
 

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use parovoz_dataplane_core::acks::{AckTable, FollowerProgress, Retention};
+use parovoz_dataplane_core::acks::{AckTable, FollowerProgress, Present, Retention};
 use parovoz_dataplane_core::budget::TokenBucket;
 use parovoz_dataplane_core::follower::Own;
 use parovoz_dataplane_core::role::BeatOut;
@@ -236,7 +236,10 @@ impl ReplicationCtx {
         }
         let settings = self.store.settings.load();
         let retention = Retention { seconds: settings.wal_retention_seconds, bytes: settings.wal_retention_max_bytes };
-        self.acks.lock().follower_reports(clock::boot_ms(), retention)
+        let prefixes = self.store.prefixes();
+        let at = |p: &Arc<Prefix>| Present { prefix: p.uuid, sequence: p.applied(), bytes_total: p.bytes_total() };
+        let present: Vec<_> = prefixes.by_uuid.values().map(at).collect();
+        self.acks.lock().follower_reports(clock::boot_ms(), retention, &present)
     }
 
     /// When a hold that is made or renewed now ends.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use parovoz_api::{MemberPhase, MemberRole, Mode};
-use parovoz_dataplane_core::acks::Retention;
+use parovoz_dataplane_core::acks::{Present, Retention};
 use parovoz_dataplane_core::follower::StreamState;
 use parovoz_dataplane_core::role::Standing;
 use parovoz_dataplane_core::types::{Mode as CoreMode, Position, Reign, ReignRef};
@@ -160,7 +160,9 @@ impl Process {
 
     fn followers(&self, now_ms: u64) -> Vec<FollowerReport> {
         let keep = Retention { seconds: 7_200, bytes: None };
-        let reports = self.acks.follower_reports(now_ms, keep).into_iter();
+        let at = |p: &Prefix| Present { prefix: p.uuid, sequence: p.applied, bytes_total: p.bytes_total };
+        let present: Vec<_> = self.prefixes.values().map(at).collect();
+        let reports = self.acks.follower_reports(now_ms, keep, &present).into_iter();
         reports
             .map(|f| FollowerReport {
                 data_uuid: f.data_uuid.to_string(),
