@@ -425,7 +425,7 @@ fn an_epoch_that_a_member_knows_from_elsewhere_is_jumped_over() {
 }
 
 #[test]
-fn a_restarting_primary_loses_its_label_until_it_leads_again() {
+fn a_restarting_primary_loses_its_label_until_it_is_promoted_again() {
     let mut world = World::converged(2);
     assert_eq!(world.pods[&1].role.as_deref(), Some("primary"));
     assert!(world.pods[&2].in_standing && !world.pods[&1].in_standing);
@@ -434,6 +434,20 @@ fn a_restarting_primary_loses_its_label_until_it_leads_again() {
     assert_eq!(world.pods[&1].role.as_deref(), Some("replica"));
     world.converge();
     assert_eq!(world.pods[&1].role.as_deref(), Some("primary"));
+}
+
+#[test]
+fn a_failover_labels_its_candidate_before_it_serves() {
+    let mut world = World::quorum(3, 1);
+    world.black_out(1);
+    world.until("another is promoted", |world| world.record().current.phase == ReignPhase::Promoting);
+    world.until("it has the label", |world| {
+        assert_eq!(world.record().current.phase, ReignPhase::Promoting, "services follow a label with a delay");
+        world.pods.values().any(|pod| pod.ordinal != 1 && pod.role.as_deref() == Some("primary"))
+    });
+    assert_ne!(world.pods[&1].role.as_deref(), Some("primary"));
+    world.heal();
+    world.converge();
 }
 
 #[test]

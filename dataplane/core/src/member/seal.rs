@@ -6,8 +6,9 @@
 use super::{MemberRecord, OrderRefusal};
 use crate::types::{DataUuid, ReignRef, StoreUid};
 
-/// For so long, in milliseconds, a member stands by what it echoed to the primary: longer than the primary may count it.
-pub const HEARD_MS: u64 = 3_000;
+/// For so long, in milliseconds, a member stands by what it echoed to the primary: longer than the primary may count it, by a
+/// quarter, which is far more than two clocks differ in their rate. A failover by silence takes at least this long.
+pub const HEARD_MS: u64 = 2_500;
 
 /// Why the operator thinks that the old primary is fenced or gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

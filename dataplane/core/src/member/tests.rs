@@ -164,12 +164,12 @@ fn only_silence_is_refused_and_only_by_whoever_heard_the_primary_or_began_just_n
     let record = following(4, 40, 2);
     let about = Some(reign(4, 40, 2).to_ref());
     let next = reign(5, 50, 2).to_ref();
-    let heard = Hearing { silence_ms: Some(2_999), uptime_ms: 60_000 };
-    let young = Hearing { silence_ms: None, uptime_ms: 2_999 };
+    let heard = Hearing { silence_ms: Some(HEARD_MS - 1), uptime_ms: 60_000 };
+    let young = Hearing { silence_ms: None, uptime_ms: HEARD_MS - 1 };
     let silent = seal_order(next, about, SealEvidence::Silent);
-    assert_eq!(record.seal(&silent, heard), Err(OrderRefusal::PrimaryHeard { ago_ms: 2_999 }));
-    assert_eq!(record.seal(&silent, young), Err(OrderRefusal::JustStarted { uptime_ms: 2_999 }));
-    assert!(record.seal(&silent, Hearing { silence_ms: Some(3_000), uptime_ms: 3_000 }).is_ok());
+    assert_eq!(record.seal(&silent, heard), Err(OrderRefusal::PrimaryHeard { ago_ms: HEARD_MS - 1 }));
+    assert_eq!(record.seal(&silent, young), Err(OrderRefusal::JustStarted { uptime_ms: HEARD_MS - 1 }));
+    assert!(record.seal(&silent, Hearing { silence_ms: Some(HEARD_MS), uptime_ms: HEARD_MS }).is_ok());
     for evidence in [SealEvidence::Dead, SealEvidence::PrimarySealed] {
         assert!(record.seal(&seal_order(next, about, evidence), heard).is_ok(), "{evidence:?}");
         let other = Some(reign(4, 41, 2).to_ref());

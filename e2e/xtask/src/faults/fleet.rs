@@ -8,6 +8,9 @@ use super::scripts;
 use super::summary::Sum;
 use crate::error::{Error, Result};
 
+/// Kinds of answers to reads that are told of at most.
+const REASONS: usize = 5;
+
 /// How rounds are run.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
@@ -115,10 +118,13 @@ impl<'a> Fleets<'a> {
             found.acked,
             found.unknown,
             found.lost,
-            found.failed_reads,
+            found.failed_reads.values().sum::<usize>(),
             found.receipt.word,
             found.timeline.len() as f64 * round::BAR.as_secs_f64(),
         ));
+        for (why, reads) in found.failed_reads.iter().take(REASONS) {
+            self.env.ui.line(&format!("       {reads} reads: {why}"));
+        }
         found.problems.iter().for_each(|p| self.env.ui.line(&format!("       {p}")));
     }
 

@@ -1,5 +1,6 @@
 //! One round: a load on a store, a fault, its end, and what is left of what was acknowledged.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -55,8 +56,8 @@ pub struct Round {
     pub lost: usize,
     /// The longest time without an acknowledgement.
     pub gap: Gap,
-    /// Reads that failed between the fault and its end.
-    pub failed_reads: usize,
+    /// Reads that failed between the fault and its end: how many, by what was answered.
+    pub failed_reads: BTreeMap<String, usize>,
     /// Whether another primary leads now.
     pub moved: bool,
     /// What the store says of it.
@@ -195,8 +196,10 @@ fn finish(
     if let Some(what) = history.registers.violation().filter(|_| subject.mode == Mode::Quorum) {
         problems.push(format!("reads at the primary are not linearizable: {what}"));
     }
-    let failed = |(_, end): &&(u64, u64)| *end > fault && *end < until;
-    let failed_reads = history.registers.failed_reads.iter().filter(failed).count();
+    let mut failed_reads: BTreeMap<String, usize> = BTreeMap::new();
+    for read in history.registers.failed_reads.iter().filter(|read| read.ended > fault && read.ended < until) {
+        *failed_reads.entry(read.why.clone()).or_default() += 1;
+    }
     let mut histories = isolated.into_inner().unwrap_or_default();
     histories.insert(0, history);
     let missing = verify::lookup(env, subject, &histories.iter().collect::<Vec<_>>())?;

@@ -80,7 +80,7 @@ impl Sum {
             receipt: words.iter().map(|(word, count)| format!("{word} {count}")).collect::<Vec<_>>().join(", "),
             gap_ms: Gaps::of(rounds.iter().map(|r| r.gap.ms()).collect()),
             moved: rounds.iter().filter(|r| r.moved).count(),
-            failed_reads: rounds.iter().map(|r| r.failed_reads).sum(),
+            failed_reads: rounds.iter().flat_map(|r| r.failed_reads.values()).sum(),
             bad: failed.len() + rounds.iter().filter(|r| !r.problems.is_empty()).count(),
             problems,
         }

@@ -29,7 +29,8 @@ pub(super) fn labels(context: &Context<'_>, record: &ReignRecord) -> Vec<RoleLab
         })
     };
     let pods = || context.observed.pods.iter().filter(|pod| pod.owned && !pod.deleting);
-    let leader = pods().find(|pod| leads(pod)).map(|pod| pod.ordinal);
+    let leader = pods().find(|pod| leads(pod)).or_else(|| pods().find(|pod| is_about_to_lead(context, record, pod)));
+    let leader = leader.map(|pod| pod.ordinal);
     let mut changed: Vec<RoleLabels> = pods()
         .filter_map(|pod| {
             let wanted = wanted(context, pod, leader, record);
@@ -39,6 +40,17 @@ pub(super) fn labels(context: &Context<'_>, record: &ReignRecord) -> Vec<RoleLab
         .collect();
     changed.sort_by_key(|labels| labels.role == ROLE_PRIMARY);
     changed
+}
+
+/// True for whom a failover has chosen, where nobody else leads: services take a while to follow a label, and meanwhile it
+/// begins to serve.
+fn is_about_to_lead(context: &Context<'_>, record: &ReignRecord, pod: &PodFacts) -> bool {
+    let answer = |ordinal| context.observed.answer(ordinal);
+    let anybody = || context.observed.pods.iter().filter_map(|pod| answer(pod.ordinal));
+    record.phase == ReignPhase::Promoting
+        && !record.cause.planned()
+        && answer(pod.ordinal).is_some_and(|report| report.data_uuid == record.primary)
+        && !anybody().any(|report| report.role == MemberRole::Primary && report.data_uuid != record.primary)
 }
 
 fn wanted(context: &Context<'_>, pod: &PodFacts, leader: Option<u32>, record: &ReignRecord) -> RoleLabels {

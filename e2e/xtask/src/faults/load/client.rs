@@ -56,12 +56,14 @@ pub struct Client {
     connection: Option<Connection>,
     /// Where to go next.
     hint: Option<String>,
+    /// Why the last request that failed did, for people.
+    why: String,
 }
 
 impl Client {
     /// Not connected yet.
     pub fn new(route: Route) -> Self {
-        Self { route, connection: None, hint: None }
+        Self { route, connection: None, hint: None, why: String::new() }
     }
 
     /// One request. Whatever fails it, the next one is on a new connection.
@@ -70,9 +72,13 @@ impl Client {
             let address = self.hint.take().unwrap_or_else(|| self.route.address.clone());
             self.connection = connect(&address);
         }
-        let Some(connection) = self.connection.as_mut() else { return Err(Failure::Refused) };
+        let Some(connection) = self.connection.as_mut() else {
+            self.why = "no connection".to_owned();
+            return Err(Failure::Refused);
+        };
         request(connection).map_err(|e| {
             self.connection = None;
+            self.why = e.to_string();
             // A member that says LOADING may have stopped leading between a commit and its answer.
             if e.code() != Some("READONLY") {
                 return Failure::Unknown;
@@ -81,6 +87,11 @@ impl Client {
             self.hint = told.and_then(|at| self.resolve(&at));
             Failure::Refused
         })
+    }
+
+    /// Why the last request that failed did.
+    pub fn why(&self) -> &str {
+        &self.why
     }
 
     /// Leaves this member; the next request goes to where it says, or through the service.

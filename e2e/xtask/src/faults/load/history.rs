@@ -64,13 +64,22 @@ pub struct Operation {
     pub access: Access,
 }
 
+/// A read that brought no value.
+#[derive(Clone, Debug)]
+pub struct FailedRead {
+    /// When it failed.
+    pub ended: u64,
+    /// What was answered instead.
+    pub why: String,
+}
+
 /// What was seen of the registers.
 #[derive(Default)]
 pub struct Registers {
     /// All that was or may have been done.
     pub operations: Vec<Operation>,
-    /// Reads that brought no value, from when to when.
-    pub failed_reads: Vec<(u64, u64)>,
+    /// Reads that brought no value.
+    pub failed_reads: Vec<FailedRead>,
     /// Reads that a replica answered, which promise less.
     pub at_replicas: usize,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::client::{Client, Failure};
-use super::history::{Access, Operation, register};
+use super::history::{Access, FailedRead, Operation, register};
 use super::{Pace, Plan, Shared};
 use crate::error::Result;
 use crate::faults::inject::network;
@@ -89,7 +89,7 @@ fn read(plan: &Plan, shared: &Shared, id: u64) -> Result<Part> {
                 }
             },
             Err(_) => {
-                part.failed_reads.push((begun, ended));
+                part.failed_reads.push(FailedRead { ended, why: client.why().to_owned() });
                 std::thread::sleep(AFTER_REFUSAL);
             }
         }
