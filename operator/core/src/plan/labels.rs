@@ -19,8 +19,9 @@ pub struct RoleLabels {
     pub in_standing: bool,
 }
 
-/// The labels that differ. A member that does not answer keeps its own, unless another one leads: readiness takes it out
-/// of the services meanwhile.
+/// The labels that differ. Whoever has the primary's keeps it until another one leads: proxies take up to a second to notice
+/// a change, so a service that loses its endpoint before it gets the next one is late by as much. Whom it leads to an old
+/// primary meanwhile, that one holds or tells where to go.
 pub(super) fn labels(context: &Context<'_>, record: &ReignRecord) -> Vec<RoleLabels> {
     let epoch = u64::try_from(record.epoch).unwrap_or(0);
     let leads = |pod: &PodFacts| {
@@ -33,12 +34,12 @@ pub(super) fn labels(context: &Context<'_>, record: &ReignRecord) -> Vec<RoleLab
     let leader = leader.map(|pod| pod.ordinal);
     let mut changed: Vec<RoleLabels> = pods()
         .filter_map(|pod| {
-            let wanted = wanted(context, pod, leader, record);
+            let wanted = wanted(context, pod, leader);
             let present = (pod.role.as_deref(), pod.in_standing);
             (present != (Some(wanted.role), wanted.in_standing)).then_some(wanted)
         })
         .collect();
-    changed.sort_by_key(|labels| labels.role == ROLE_PRIMARY);
+    changed.sort_by_key(|labels| labels.role != ROLE_PRIMARY);
     changed
 }
 
@@ -53,13 +54,10 @@ fn is_about_to_lead(context: &Context<'_>, record: &ReignRecord, pod: &PodFacts)
         && !anybody().any(|report| report.role == MemberRole::Primary && report.data_uuid != record.primary)
 }
 
-fn wanted(context: &Context<'_>, pod: &PodFacts, leader: Option<u32>, record: &ReignRecord) -> RoleLabels {
+fn wanted(context: &Context<'_>, pod: &PodFacts, leader: Option<u32>) -> RoleLabels {
     let was_primary = pod.role.as_deref() == Some(ROLE_PRIMARY);
     let report = context.observed.answer(pod.ordinal);
-    // While a planned reign begins, clients stay with the one that leads until the next one does.
-    let between = record.phase != ReignPhase::Serving && record.cause.planned();
-    let stays = report.is_none_or(|report| between && report.role == MemberRole::Primary);
-    let primary = leader == Some(pod.ordinal) || (leader.is_none() && stays && was_primary);
+    let primary = leader == Some(pod.ordinal) || (leader.is_none() && was_primary);
     let standing = match report {
         Some(report) => report.streams(),
         None => pod.in_standing,

@@ -47,7 +47,7 @@ pub struct Plan {
     pub objects: Vec<Object>,
     /// Pods and claims to delete.
     pub deletes: Vec<Delete>,
-    /// Role labels that differ from what they should be; those that take the primary's label away come first.
+    /// Role labels that differ from what they should be; the one that gives the primary's comes first.
     pub labels: Vec<RoleLabels>,
     /// The new content of the decision record. Swapped before any order is sent.
     pub reign_write: Option<ReignWrite>,

@@ -283,7 +283,7 @@ fn switch(
         return None;
     };
     let recent = elapsed(&current.begun_at, context.observed.now) < BETWEEN_ATTEMPTS;
-    let repeated = current.cause == ReignCause::Switchover || asked.is_none();
+    let repeated = asked.is_none_or(|operation| operation.uid == current.operation);
     if recent && repeated && !pod.deleting {
         let message = format!("another member should lead ({why}): the last reign began a moment ago, so it waits");
         plan.wait(WaitingReason::CandidateBehind, message, None);
