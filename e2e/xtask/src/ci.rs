@@ -20,7 +20,7 @@ use crate::ui::{Ui, seconds};
 /// Runs all of it on a cluster of its own. Returns the last line.
 pub fn test(ui: &Ui) -> Result<String> {
     packages::require_root("test")?;
-    packages::ensure(ui, &[Need::Cluster, Need::Image, Need::Clients, Need::Index])?;
+    packages::ensure(ui, &[Need::Cluster, Need::Image, Need::Clients, Need::Index, Need::Faults])?;
     let mut counts = Counts::default();
     let mut times = Vec::new();
     let outcome = stages(ui, &mut counts, &mut times);

@@ -23,6 +23,8 @@ pub enum Need {
     Cluster,
     /// Building images, and the binaries in them.
     Image,
+    /// File systems of their own for the volumes that faults are made on.
+    Faults,
     /// Redis clients, unmodified.
     Clients,
     /// Redis and its load generator, as a reference.
@@ -49,6 +51,7 @@ const IMAGE: &[Package] = &[
     package("libclang-dev", "/usr/share/doc/libclang-dev"),
     package("binutils", "strip"),
 ];
+const FAULTS: &[Package] = &[package("e2fsprogs", "mkfs.ext4"), package("util-linux", "fsfreeze")];
 const CLIENTS: &[Package] =
     &[package("redis-tools", "redis-cli"), package("python3-redis", "/usr/lib/python3/dist-packages/redis")];
 const BENCH: &[Package] = &[package("redis-server", "redis-server"), package("redis-tools", "redis-benchmark")];
@@ -64,6 +67,7 @@ pub fn ensure(ui: &Ui, needs: &[Need]) -> Result<()> {
         .flat_map(|need| match need {
             Need::Cluster => CLUSTER,
             Need::Image => IMAGE,
+            Need::Faults => FAULTS,
             Need::Clients => CLIENTS,
             Need::Bench => BENCH,
             Need::Index => INDEX,

@@ -28,7 +28,7 @@ use crate::cluster::tools::Tools;
 use crate::error::{Context, Error, Result, make_dir};
 use crate::install;
 use crate::kube::Kube;
-use crate::packages;
+use crate::packages::{self, Need};
 use crate::paths;
 use crate::ui::{Ui, seconds};
 
@@ -229,6 +229,7 @@ pub fn verdict(ui: &Ui, found: &Found) -> Result<String> {
 /// Makes the cluster ready for faults, undoes what an earlier run left, and clears up behind `work`.
 pub fn with_env<T>(ui: &Ui, as_is: bool, holds: Holds, work: impl FnOnce(&Env<'_>) -> Result<T>) -> Result<T> {
     packages::require_root("e2e faults")?;
+    packages::ensure(ui, &[Need::Faults])?;
     let lock =
         std::fs::File::create(paths::cache().join("faults.lock")).doing(|| "open the fault tests' lock".into())?;
     lock.try_lock().map_err(|_| Error::failed("make faults: another command does so"))?;
