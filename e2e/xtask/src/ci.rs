@@ -9,7 +9,7 @@ use crate::demo;
 use crate::e2e::{self, Counts};
 use crate::error::{Context, Error, Result};
 use crate::exec::{cargo, without_cargo_run};
-use crate::faults;
+use crate::faults::{self, kinds::Mode};
 use crate::generate;
 use crate::model;
 use crate::packages::{self, Need};
@@ -77,19 +77,32 @@ fn stages(ui: &Ui, counts: &mut Counts, times: &mut Times) -> Result<()> {
         *counts += result;
         if result.failed > 0 { Err(Error::failed(format!("end-to-end tests: {result}"))) } else { Ok(()) }
     })?;
-    timed(ui, times, "fault tests, one round of each kind", || {
-        let found = faults::run(ui, &faults::Options::short(e2e::failures().join("faults")))?;
-        counts.passed += found.sums.iter().filter(|s| s.bad == 0).count();
-        counts.failed += found.sums.iter().filter(|s| s.bad > 0).count();
-        ui.line(&faults::verdict(ui, &found)?);
-        Ok(())
-    })?;
+    timed(ui, times, "fault tests, one round of each kind", || fault_tests(ui, counts))?;
     timed(ui, times, "demonstration", || {
         let line = demo::run(ui, &demo::Options { clean: true, ..demo::Options::default() })?;
         ui.line(&line);
         counts.passed += 1;
         Ok(())
     })
+}
+
+/// One round of each kind. A round that was only late is done once more, alone: on a busy machine it may be; one in which
+/// a promise was broken never is.
+fn fault_tests(ui: &Ui, counts: &mut Counts) -> Result<()> {
+    let options = || faults::Options::short(e2e::failures().join("faults"));
+    let mut found = faults::run(ui, &options())?;
+    for sum in found.sums.iter_mut().filter(|sum| sum.bad > 0 && sum.broken == 0) {
+        let mode = [Mode::Quorum, Mode::Async].into_iter().find(|mode| mode.name() == sum.mode);
+        let Some(mode) = mode else { continue };
+        ui.line(&format!("       once more: {} {} was late, and nothing was lost", sum.kind.name(), sum.mode));
+        if let Some(again) = faults::run(ui, &options().only(sum.kind, mode))?.sums.pop() {
+            *sum = again;
+        }
+    }
+    counts.passed += found.sums.iter().filter(|s| s.bad == 0).count();
+    counts.failed += found.sums.iter().filter(|s| s.bad > 0).count();
+    ui.line(&faults::verdict(ui, &found)?);
+    Ok(())
 }
 
 fn words(line: &str) -> Vec<String> {

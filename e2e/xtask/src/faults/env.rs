@@ -1,5 +1,6 @@
 //! What faults are made on: the cluster, the stores under test, and the load on each.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -88,7 +89,7 @@ pub struct Target<'a> {
     /// Loads on the primary's side of a partition, once they are over.
     pub isolated: Mutex<Vec<super::load::history::History>>,
     /// What a script found wrong.
-    pub problems: Mutex<Vec<String>>,
+    pub problems: Mutex<Vec<Problem>>,
     /// What comes later is no gap of this kind: it is meant to last.
     pub judged_until: Mutex<Option<Instant>>,
 }
@@ -110,6 +111,22 @@ pub struct Before {
     pub members: Vec<Member>,
 }
 
+/// What is wrong in a round.
+#[derive(Clone, Debug)]
+pub enum Problem {
+    /// Something is lost, untrue, or was done by somebody who must not.
+    Broken(String),
+    /// Nothing of it, and yet it took too long or changed without need: a busy machine may do that.
+    Late(String),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Broken(what) | Self::Late(what)) = self;
+        f.write_str(what)
+    }
+}
+
 impl Target<'_> {
     /// Notes that this happened now.
     pub fn mark(&self, what: &str) {
@@ -118,10 +135,19 @@ impl Target<'_> {
         }
     }
 
-    /// Notes what is wrong.
+    /// Notes that a promise was broken.
     pub fn problem(&self, what: String) {
+        self.note(Problem::Broken(what));
+    }
+
+    /// Notes what took too long, or changed without need.
+    pub fn late(&self, what: String) {
+        self.note(Problem::Late(what));
+    }
+
+    fn note(&self, problem: Problem) {
         if let Ok(mut problems) = self.problems.lock() {
-            problems.push(what);
+            problems.push(problem);
         }
     }
 

@@ -104,6 +104,11 @@ impl Options {
         }
     }
 
+    /// The same for one kind in one mode.
+    pub fn only(self, kind: Kind, mode: Mode) -> Self {
+        Self { kind: vec![kind], mode: Some(mode), ..self }
+    }
+
     fn rounds(&self, mode: Mode) -> usize {
         self.rounds.unwrap_or(match mode {
             Mode::Quorum => 10,

@@ -75,7 +75,7 @@ fn figure(round: &Round, picture: &str, name: &str) -> String {
         text += &format!("<li value=\"{:.0}\">{at:.3} s: {}</li>", at * 1000.0, escape(what));
     }
     for problem in &round.problems {
-        text += &format!("<li class=\"bad\">{}</li>", escape(problem));
+        text += &format!("<li class=\"bad\">{}</li>", escape(&problem.to_string()));
     }
     text + "</ol></figure>"
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::env::{Before, Env, MEMBERS, NAMESPACE, Subject, Target};
+use super::env::{Before, Env, MEMBERS, NAMESPACE, Problem, Subject, Target};
 use super::kinds::{Kind, Mode};
 use super::lag::{Sample, Sampler};
 use super::load::client::Route;
@@ -63,7 +63,7 @@ pub struct Round {
     /// What the store says of it.
     pub receipt: Receipt,
     /// Everything that is wrong.
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
     /// Acknowledgements in each tenth of a second.
     pub timeline: Vec<u32>,
     /// Seconds since the beginning, and what happened.
@@ -154,21 +154,21 @@ fn target(subject: &Subject, load: Load, before: Before, round: usize) -> Target
 }
 
 /// Lets the load go on until the store recovered and enough was acknowledged; says what did not come true.
-fn await_recovery(target: &Target<'_>, least: u64) -> Vec<String> {
+fn await_recovery(target: &Target<'_>, least: u64) -> Vec<Problem> {
     let mut problems = Vec::new();
     if !recovers(target, Instant::now(), RECOVERY_LIMIT) {
-        problems.push(format!("no writes for {} s after the fault was over", RECOVERY_LIMIT.as_secs()));
+        problems.push(Problem::Late(format!("no writes for {} s after the fault was over", RECOVERY_LIMIT.as_secs())));
     }
     std::thread::sleep(SETTLE);
     if !recovers(target, Instant::now(), RECOVERY_LIMIT) {
-        problems.push("writes ended again after the fault was over".into());
+        problems.push(Problem::Late("writes ended again after the fault was over".into()));
     }
     let what = format!("{least} writes to {}", target.name());
     let enough = poll::until(&what, LOAD_LIMIT, Duration::from_millis(50), || {
         let acked = target.load.acked();
         poll::ready(acked >= least, || format!("{acked} acknowledged"))
     });
-    problems.extend(enough.err().map(|e| e.to_string()));
+    problems.extend(enough.err().map(|e| Problem::Late(e.to_string())));
     problems
 }
 
@@ -181,7 +181,7 @@ fn finish(
     least: u64,
 ) -> Result<Round> {
     let Running { target, sampler } = running;
-    let mut problems: Vec<String> = performed.as_ref().err().cloned().into_iter().collect();
+    let mut problems: Vec<Problem> = performed.as_ref().err().cloned().map(Problem::Late).into_iter().collect();
     problems.extend(await_recovery(&target, least));
     let Target { subject, load, before, marks, isolated, problems: noted, judged_until, .. } = target;
     let samples = sampler.finish()?;
@@ -194,7 +194,7 @@ fn finish(
     let fault = since(marks.first().map_or(last, |(at, _)| *at));
     let gap = history.gap(fault, until);
     if let Some(what) = history.registers.violation().filter(|_| subject.mode == Mode::Quorum) {
-        problems.push(format!("reads at the primary are not linearizable: {what}"));
+        problems.push(Problem::Broken(format!("reads at the primary are not linearizable: {what}")));
     }
     let mut failed_reads: BTreeMap<String, usize> = BTreeMap::new();
     for read in history.registers.failed_reads.iter().filter(|read| read.ended > fault && read.ended < until) {
@@ -206,12 +206,12 @@ fn finish(
     let last_answer = begun + Duration::from_micros(histories[0].last_before_gap(fault, until));
     let bound = bound(&samples, &histories, last_answer);
     let receipt = receipt::judge(kind, subject, before.epoch, &missing, bound)?;
-    problems.extend(receipt.problem.clone().map(|p| format!("receipt: {p}")));
-    problems.extend(wrong(subject.mode, &missing));
+    problems.extend(receipt.problem.clone().map(|p| Problem::Broken(format!("receipt: {p}"))));
+    problems.extend(wrong(subject.mode, &missing).into_iter().map(Problem::Broken));
     let object = subject.store.get()?;
     let (primary, epoch) = (text(&object, "/status/primary"), subject.store.epoch()?);
     if kind.keeps_reign() && epoch != before.epoch {
-        problems.push(format!("epoch {} became {epoch}, though the primary was well", before.epoch));
+        problems.push(Problem::Late(format!("epoch {} became {epoch}, though the primary was well", before.epoch)));
     }
     let name = subject.store.name.clone();
     Ok(Round {

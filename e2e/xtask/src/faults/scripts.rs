@@ -66,7 +66,7 @@ fn outlast(targets: &[&Target<'_>], since: Instant) {
         if recovers(target, since, RECOVERY_LIMIT.saturating_sub(since.elapsed())) {
             target.mark("acknowledges again");
         } else {
-            target.problem(format!("nobody took over within {} s", RECOVERY_LIMIT.as_secs()));
+            target.late(format!("nobody took over within {} s", RECOVERY_LIMIT.as_secs()));
         }
     }
     std::thread::sleep(AFTERMATH);

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::env::Problem;
 use super::kinds::{Kind, Mode};
 use super::round::Round;
 use crate::error::{Error, Result, write};
@@ -54,6 +55,8 @@ pub struct Sum {
     pub failed_reads: usize,
     /// Rounds with something wrong, and rounds that could not be judged.
     pub bad: usize,
+    /// Of these, the ones in which a promise was broken; the others took too long or changed without need.
+    pub broken: usize,
     /// What was wrong.
     pub problems: Vec<String>,
 }
@@ -82,6 +85,7 @@ impl Sum {
             moved: rounds.iter().filter(|r| r.moved).count(),
             failed_reads: rounds.iter().flat_map(|r| r.failed_reads.values()).sum(),
             bad: failed.len() + rounds.iter().filter(|r| !r.problems.is_empty()).count(),
+            broken: rounds.iter().filter(|r| r.problems.iter().any(|p| matches!(p, Problem::Broken(_)))).count(),
             problems,
         }
     }
