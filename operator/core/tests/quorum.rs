@@ -225,6 +225,12 @@ fn name(index: usize) -> String {
     format!("m{index}")
 }
 
+/// The reign of all of them, the first of which led.
+fn reign_of(members: &[Truth], w: usize) -> OldReign {
+    let names: Vec<String> = (0..members.len()).map(name).collect();
+    reign(3, &names.iter().map(String::as_str).collect::<Vec<_>>(), u32::try_from(w).unwrap())
+}
+
 fn cast(members: &[Truth]) -> Ballots {
     let sealed = members.iter().enumerate().filter(|(_, member)| member.sealed);
     sealed.map(|(index, member)| (name(index), ballot(&[(CATALOGUE, member.vote())]))).collect()
@@ -260,14 +266,7 @@ proptest! {
     #[test]
     fn a_decision_is_what_the_definition_says(members in truths(), w in 0usize..5) {
         let w = w.min(members.len() - 1);
-        let old = OldReign {
-            epoch: 3,
-            id: "r".into(),
-            primary: name(0),
-            members: (0..members.len()).map(name).collect(),
-            w: u32::try_from(w).unwrap(),
-            lease: LEASE,
-        };
+        let old = reign_of(&members, w);
         let decided = decide(std::slice::from_ref(&old), &cast(&members)).ok().map(|decision| decision[CATALOGUE].position);
         prop_assert_eq!(decided, decided_by_definition(&members, w));
     }
@@ -275,14 +274,7 @@ proptest! {
     #[test]
     fn whatever_a_quorum_acknowledged_is_at_or_below_the_decision(members in truths(), w in 1usize..5) {
         let w = w.min(members.len() - 1);
-        let old = OldReign {
-            epoch: 3,
-            id: "r".into(),
-            primary: name(0),
-            members: (0..members.len()).map(name).collect(),
-            w: u32::try_from(w).unwrap(),
-            lease: LEASE,
-        };
+        let old = reign_of(&members, w);
         // The highest position that the primary and W replicas held is the most that can have been acknowledged.
         let mut replicas: Vec<Position> = members[1..].iter().map(|member| member.held).collect();
         replicas.sort();
@@ -295,14 +287,7 @@ proptest! {
     #[test]
     fn once_enough_sealed_no_write_can_find_w_replicas(members in truths(), w in 1usize..5) {
         let w = w.min(members.len() - 1);
-        let old = OldReign {
-            epoch: 3,
-            id: "r".into(),
-            primary: name(0),
-            members: (0..members.len()).map(name).collect(),
-            w: u32::try_from(w).unwrap(),
-            lease: LEASE,
-        };
+        let old = reign_of(&members, w);
         let open = members[1..].iter().filter(|member| !member.sealed).count();
         let fenced = fence(&old, &cast(&members), Proof::default());
         prop_assert_eq!(fenced, members[0].sealed || open < w);
@@ -313,10 +298,7 @@ proptest! {
         members in truths(), others in prop::collection::vec((0u64..6, 0u8..2), 1..6), w in 0usize..5,
     ) {
         let w = w.min(members.len() - 1);
-        let old = OldReign {
-            epoch: 3, id: "r".into(), primary: name(0),
-            members: (0..members.len()).map(name).collect(), w: u32::try_from(w).unwrap(), lease: LEASE,
-        };
+        let old = reign_of(&members, w);
         let mut all = cast(&members);
         for (entry, (sequence, there)) in all.values_mut().zip(&others) {
             if *there == 1 {

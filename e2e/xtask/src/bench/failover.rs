@@ -106,7 +106,7 @@ pub fn run(ui: &Ui, options: &Options) -> Result<String> {
     };
     let measured = faults::measure(ui, &measurement)?;
     let figure = |goal: &&Goal| {
-        let found = measured.iter().find(|m| m.sum.kind == goal.kind && m.sum.mode == goal.mode.name())?;
+        let found = measured.iter().find(|m| m.sum.kind == goal.kind && m.sum.mode == goal.mode)?;
         (found.sum.rounds > 0).then(|| of(goal, (goal.of)(found)))
     };
     let figures: Vec<Figure> = wanted.iter().filter_map(figure).collect();

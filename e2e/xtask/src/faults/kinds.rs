@@ -5,6 +5,7 @@ use serde::Serialize;
 
 /// How a store acknowledges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Once one replica has it durably too.
     #[value(name = "quorum")]
@@ -135,12 +136,15 @@ impl Kind {
 mod tests {
     use clap::ValueEnum;
 
-    use super::{Kind, Scope};
+    use super::{Kind, Mode, Scope};
 
     #[test]
     fn kinds_are_named_as_in_reports() {
         for kind in Kind::value_variants() {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.name().as_str());
+        }
+        for mode in Mode::value_variants() {
+            assert_eq!(serde_json::to_value(mode).unwrap(), mode.name());
         }
         assert_eq!(Kind::NodeBlackout.scope(), Scope::Cluster);
     }

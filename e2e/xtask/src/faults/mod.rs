@@ -221,7 +221,7 @@ fn finish(report: &Path, json: Option<&Path>, measured: Vec<Measured>) -> Result
 pub fn verdict(ui: &Ui, found: &Found) -> Result<String> {
     let bad: usize = found.sums.iter().map(|s| s.bad).sum();
     let rounds: usize = found.sums.iter().map(|s| s.rounds).sum();
-    let lost: usize = found.sums.iter().filter(|s| s.mode == Mode::Quorum.name()).map(|s| s.lost).sum();
+    let lost: usize = found.sums.iter().filter(|s| s.mode == Mode::Quorum).map(|s| s.lost).sum();
     let line = format!(
         "\n{}faults: {rounds} rounds, {bad} bad, {lost} acknowledged writes lost in quorum mode, in {}\nreport: {}",
         summary::table(&found.sums),

@@ -40,7 +40,7 @@ fn table<'a>(sums: impl Iterator<Item = &'a Sum>) -> String {
     for s in sums {
         let cells = [
             s.kind.name(),
-            s.mode.to_owned(),
+            s.mode.name().to_owned(),
             s.rounds.to_string(),
             s.acked.to_string(),
             s.lost.to_string(),

@@ -38,7 +38,7 @@ pub struct Sum {
     /// The fault.
     pub kind: Kind,
     /// How the store acknowledged.
-    pub mode: &'static str,
+    pub mode: Mode,
     /// Rounds that were judged.
     pub rounds: usize,
     /// Writes acknowledged in all of them.
@@ -76,7 +76,7 @@ impl Sum {
         problems.extend(rounds.iter().flat_map(|r| r.problems.iter().map(|p| format!("{}: {p}", r.store))));
         Self {
             kind,
-            mode: mode.name(),
+            mode,
             rounds: rounds.len(),
             acked: rounds.iter().map(|r| r.acked).sum(),
             lost: rounds.iter().map(|r| r.lost).sum(),
@@ -101,7 +101,7 @@ pub fn table(sums: &[Sum]) -> String {
         text += &format!(
             "{:<22} {:<7} {:>6} {:>9} {:>5} {:>9.0} {:>9.0} {:>9.0} {:>6} {:>6}  {}{}\n",
             s.kind.name(),
-            s.mode,
+            s.mode.name(),
             s.rounds,
             s.acked,
             s.lost,
