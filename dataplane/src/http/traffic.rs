@@ -36,6 +36,11 @@ const LOOP_COUNTERS: &[Of<ShardStats>] = &[
     ("client_sent_bytes", "Bytes written to Redis clients", |s| get(&s.bytes_out)),
     ("client_connections_accepted", "Redis connections accepted", |s| get(&s.accepted)),
     ("client_connections_refused", "Redis connections refused for their number", |s| get(&s.refused)),
+    (
+        "client_connections_relayed",
+        "Redis connections handed to the next primary when this member stopped leading",
+        |s| get(&s.relayed),
+    ),
     ("client_connections_stuck", "Redis connections closed since the client did not read", |s| get(&s.stuck_closed)),
     ("forwarded_requests", "Requests handed to the event loop of their prefix", |s| get(&s.forwarded)),
     ("grpc_requests", "Requests from the gRPC ports", |s| get(&s.calls)),

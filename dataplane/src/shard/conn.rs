@@ -352,6 +352,8 @@ pub(super) enum Pause {
     Creating,
     /// Writes are frozen, or the reign changes.
     Frozen,
+    /// It goes to the member that leads now, once all its replies are written.
+    Relaying,
     /// It moves to this loop once all its replies are known.
     Moving(usize),
     /// It is closed once all its replies are written.

@@ -132,6 +132,10 @@ impl Dispatcher {
                     return Step::Again;
                 }
                 if session.led && !self.exec.primary && !matches!(refusal, Refusal::Fenced) {
+                    if self.exec.may_relay(session) {
+                        session.pause = Pause::Relaying;
+                        return Step::Again;
+                    }
                     // Its client believes to talk to the primary: it has to look anew for who that is.
                     session.pause = Pause::Closing;
                 }

@@ -17,6 +17,7 @@ mod exec;
 mod info;
 mod message;
 mod pending;
+mod relay;
 mod scan;
 mod session;
 pub mod stats;
@@ -83,6 +84,7 @@ pub(crate) struct Shared {
     waiting_since: Box<[AtomicU64]>,
     calls: Arc<Semaphore>,
     counts: counts::Counts,
+    relays: relay::Relays,
 }
 
 impl std::fmt::Debug for Shared {
@@ -165,6 +167,7 @@ impl Shards {
             beats: (0..loops).map(|_| AtomicU64::new(now)).collect(),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             counts: counts::Counts::default(),
+            relays: relay::Relays::new(args.max_connections),
         });
         let scanner = scan::Scanner::start(shared.clone()).map_err(|cause| StartError::Loop { number: 0, cause })?;
         let (ends, ended) = mpsc::channel();
@@ -210,6 +213,7 @@ impl Shards {
                 }
             }
         }
+        self.shared.relays.stop();
         for thread in self.threads.drain(..) {
             // A panic was logged by the hook; there is nothing more to end.
             let _ = thread.join();

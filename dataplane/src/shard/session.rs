@@ -10,6 +10,7 @@ use parovoz_dataplane_core::resp::{Args, Proto, Reply};
 use super::conn::{Merge, Pause, Session};
 use super::dispatch::{Dispatcher, Step, WaitTask};
 use super::info;
+use super::relay::LIB_NAME;
 use super::scan::{ScanTask, Scanning};
 
 /// The version of Redis whose commands and replies these are.
@@ -167,6 +168,8 @@ impl Dispatcher {
                 let mut names = entry.names.lock();
                 if what.eq_ignore_ascii_case(b"lib-name") {
                     names.lib_name = text(value);
+                    // Its client was served by a primary.
+                    session.led |= names.lib_name == LIB_NAME;
                 } else if what.eq_ignore_ascii_case(b"lib-ver") {
                     names.lib_version = text(value);
                 } else {

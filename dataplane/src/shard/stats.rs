@@ -58,6 +58,8 @@ pub struct ShardStats {
     pub forwarded: AtomicU64,
     /// Connections moved to another loop.
     pub moved: AtomicU64,
+    /// Connections handed to the member that leads now.
+    pub relayed: AtomicU64,
     /// Requests from gRPC.
     pub calls: AtomicU64,
     /// Batches committed.
@@ -102,6 +104,7 @@ impl Default for ShardStats {
             stuck_closed: zero(),
             forwarded: zero(),
             moved: zero(),
+            relayed: zero(),
             calls: zero(),
             commits: zero(),
             commit_failures: zero(),

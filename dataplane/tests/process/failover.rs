@@ -69,7 +69,7 @@ async fn quorum_reign_like(node: &Node, epoch: u64) -> v1::Reign {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn silence_is_no_evidence_while_the_primary_beats_and_three_seconds_after() {
+async fn silence_is_no_evidence_while_the_primary_beats_and_for_a_while_after() {
     let (a, b) = (Node::start("a"), Node::start("b"));
     quorum_of(&a, &[&b]).await;
     let second = quorum_reign_like(&b, 2).await;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::sync::atomic::Ordering;
 
-use parovoz_dataplane_core::resp::Reply;
+use parovoz_dataplane_core::resp::{Proto, Reply};
 
 use super::{DRAIN_MS, EventLoop, INPUT_BYTES_MAX, STUCK_MS, WAITS_PER_MS, WRITE_BYTES};
 use crate::clock;
@@ -12,6 +12,7 @@ use crate::shard::Shared;
 use crate::shard::conn::{Conn, Pause, Ticket};
 use crate::shard::exec::{Executor, MarkAt, replace_replies};
 use crate::shard::message::{ConnId, Message, Replies, ReplyTo};
+use crate::shard::relay::Relayed;
 use crate::shard::stats::add;
 
 impl EventLoop {
@@ -207,6 +208,7 @@ impl EventLoop {
             let answered = session.output.holes() == 0;
             match session.pause {
                 Pause::Closing if !session.output.owes() => self.close(index),
+                Pause::Relaying if !session.output.owes() => self.relay(index),
                 // Groups are those of one loop.
                 Pause::Moving(shard) if answered && !session.output.is_held() => self.hand_to(index, shard),
                 Pause::Holes if answered => {
@@ -235,6 +237,22 @@ impl EventLoop {
                 self.forget(&mut conn);
             }
         }
+    }
+
+    /// Gives a connection to the member that leads now.
+    fn relay(&mut self, index: usize) {
+        let Some(to) = self.dispatch.exec.primary_endpoint() else { return self.close(index) };
+        let Some(mut conn) = self.conns.try_remove(index).flatten() else { return };
+        self.shared.stats[self.shard].connections.fetch_sub(1, Ordering::Relaxed);
+        self.forget(&mut conn);
+        if let Err(e) = self.poll.registry().deregister(&mut conn.stream) {
+            return tracing::warn!(error = %e, "deregister connection");
+        }
+        add(&self.shared.stats[self.shard].relayed, 1);
+        let name = conn.session.client.names.lock().name.clone();
+        let version = if conn.session.proto == Proto::Three { 3 } else { 2 };
+        let input = std::mem::take(&mut conn.input);
+        self.shared.relays.start(Relayed { stream: conn.stream.into(), input, version, name, to });
     }
 
     pub(super) fn close(&mut self, index: usize) {

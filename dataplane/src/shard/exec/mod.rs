@@ -19,14 +19,16 @@ use foldhash::fast::RandomState;
 use parovoz_dataplane_core::batch::BatchBuilder;
 use parovoz_dataplane_core::command::key::{self, Key};
 use parovoz_dataplane_core::command::{CommandError, table};
+use parovoz_dataplane_core::member::Endpoint;
 use parovoz_dataplane_core::types::{Limits, PrefixName, PrefixUuid, Sequence};
 use parovoz_dataplane_core::value;
 use parovoz_engine::Family;
 
 use super::Shared;
 use super::cache::{Cached, ObjectCache};
-use super::conn::Ticket;
+use super::conn::{Session, Ticket};
 use super::pending::Pending;
+use super::relay::LIB_NAME;
 use super::stats::{ShardStats, add};
 use crate::config::Durability;
 use crate::store::RoleView;
@@ -370,6 +372,17 @@ impl Executor {
     pub(super) fn read_only(&self) -> Refusal {
         let primary = self.role.primary.as_ref().map_or("", |p| p.resp.as_str());
         Refusal::ReadOnly(if primary.is_empty() { "unknown at the moment".to_owned() } else { primary.to_owned() })
+    }
+
+    /// Where the primary is, if it is another member and known.
+    pub(super) fn primary_endpoint(&self) -> Option<Endpoint> {
+        self.role.primary.clone().filter(|primary| !self.primary && !primary.resp.is_empty())
+    }
+
+    /// Whether a client that was served by the primary here can be given to the one that leads now.
+    pub(super) fn may_relay(&self, session: &Session) -> bool {
+        let known = self.role.primary.as_ref().is_some_and(|primary| !primary.resp.is_empty());
+        known && session.client.names.lock().lib_name != LIB_NAME && self.shared.relays.has_room()
     }
 
     /// The primary's address for gRPC clients; empty if unknown.
