@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use parovoz_dataplane_core::member::{Endpoint, MemberRecord, OrderRefusal, PromoteOrder, SealOrder};
-use parovoz_dataplane_core::role::{Effect, Event, Role};
+use parovoz_dataplane_core::role::{Effect, Event, FREEZE_MS, Role};
 use parovoz_dataplane_core::types::PrefixUuid;
 use parovoz_dataplane_core::vote::Vote;
 use tokio::sync::mpsc;
@@ -126,7 +126,7 @@ impl Member {
     /// # Errors
     /// See [`MemberError`]; a refusal changes nothing.
     pub fn seal(&self, order: SealOrder) -> Result<(), MemberError> {
-        self.order(|_| Event::Seal(order))
+        self.closing_order(|_| Event::Seal(order))
     }
 
     /// Makes this member the primary of a reign. Blocks on the disk.
@@ -134,7 +134,7 @@ impl Member {
     /// # Errors
     /// See [`MemberError`]; a refusal changes nothing.
     pub fn promote(&self, order: PromoteOrder) -> Result<(), MemberError> {
-        self.order(|member| Event::Promote { order, here: member.votes() })?;
+        self.closing_order(|member| Event::Promote { order, here: member.votes() })?;
         self.store.set_bootstrap_source(None);
         Ok(())
     }
@@ -145,7 +145,7 @@ impl Member {
     /// # Errors
     /// See [`MemberError`]; a refusal changes nothing.
     pub fn follow(&self, order: Event, bootstrap_source: Option<Endpoint>) -> Result<(), MemberError> {
-        self.order(|_| order)?;
+        self.closing_order(|_| order)?;
         self.store.set_bootstrap_source(bootstrap_source);
         Ok(())
     }
@@ -195,6 +195,17 @@ impl Member {
         let event = event(self);
         let effects = change.step(event)?;
         self.perform(&mut change, effects)
+    }
+
+    /// An order after which this member may not be the primary any more, or not of the same reign.
+    fn closing_order(&self, event: impl FnOnce(&Self) -> Event) -> Result<(), MemberError> {
+        if !self.store.role().is_primary {
+            return self.order(event);
+        }
+        self.store.settle_loops(clock::boot_ms() + FREEZE_MS);
+        let done = self.order(event);
+        self.store.gate.end_until(0);
+        done
     }
 
     fn perform(&self, change: &mut Change<'_>, effects: Vec<Effect>) -> Result<(), MemberError> {

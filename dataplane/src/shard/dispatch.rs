@@ -122,7 +122,7 @@ impl Dispatcher {
         if kind.spec().first_key != 0 || matches!(kind, CommandKind::Scan | CommandKind::DbSize | CommandKind::FlushDb)
         {
             let writes = kind.spec().writes();
-            if writes && self.exec.is_frozen() {
+            if self.exec.is_ending() || (writes && self.exec.is_frozen()) {
                 session.pause = Pause::Frozen;
                 return Step::Again;
             }

@@ -4,7 +4,7 @@
 //! as many as requests. So no inbox grows without limit, and none has to refuse.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -236,11 +236,13 @@ pub(super) struct Inbox {
     queue: Mutex<Vec<Message>>,
     waker: mio::Waker,
     rung: AtomicBool,
+    /// Passes begun.
+    passes: AtomicU64,
 }
 
 impl Inbox {
     pub(super) fn new(waker: mio::Waker) -> Self {
-        Self { queue: Mutex::default(), waker, rung: AtomicBool::new(false) }
+        Self { queue: Mutex::default(), waker, rung: AtomicBool::new(false), passes: AtomicU64::new(0) }
     }
 
     pub(super) fn push(&self, message: Message) {
@@ -248,8 +250,9 @@ impl Inbox {
         self.wake();
     }
 
-    /// Moves everything to `into`. What is pushed from now on rings again.
+    /// Begins a pass: moves everything to `into`. What is pushed from now on rings again.
     pub(super) fn take(&self, into: &mut Vec<Message>) {
+        self.passes.fetch_add(1, Ordering::SeqCst);
         self.rung.store(false, Ordering::SeqCst);
         into.append(&mut self.queue.lock());
     }
@@ -267,5 +270,9 @@ impl Wake for Inbox {
         {
             tracing::error!(error = %e, "wake event loop");
         }
+    }
+
+    fn passes(&self) -> u64 {
+        self.passes.load(Ordering::SeqCst)
     }
 }

@@ -275,7 +275,8 @@ impl ShardsHandle {
             return true;
         }
         let role = self.shared.store.role();
-        now < gate.held_until_ms() && (role.fenced || (role.is_primary && !open))
+        (role.is_primary && gate.is_ending(now))
+            || (now < gate.held_until_ms() && (role.fenced || (role.is_primary && !open)))
     }
 
     /// Has a prefix's loop execute a request. Waits while too many are under way.

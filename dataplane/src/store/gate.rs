@@ -1,4 +1,4 @@
-//! What the event loops must know of the reign at every pass, in three atomics: until when they may do what.
+//! What the event loops must know of the reign at every pass, in a few atomics: until when they may do what.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,6 +11,7 @@ pub struct Gate {
     acknowledge_until_ms: AtomicU64,
     frozen_until_ms: AtomicU64,
     held_until_ms: AtomicU64,
+    ending_until_ms: AtomicU64,
 }
 
 impl Gate {
@@ -42,6 +43,17 @@ impl Gate {
     #[must_use]
     pub fn held_until_ms(&self) -> u64 {
         self.held_until_ms.load(Ordering::SeqCst)
+    }
+
+    /// The gate is about to be closed: until then no request is begun, and what was begun is answered. 0 = go on.
+    pub fn end_until(&self, ms: u64) {
+        self.ending_until_ms.store(ms, Ordering::SeqCst);
+    }
+
+    /// See [`Gate::end_until`].
+    #[must_use]
+    pub fn is_ending(&self, now_ms: u64) -> bool {
+        now_ms < self.ending_until_ms.load(Ordering::SeqCst)
     }
 
     /// Until when writes wait.

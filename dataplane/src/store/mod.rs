@@ -10,6 +10,7 @@ pub mod signal;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
@@ -25,6 +26,10 @@ use crate::config::Settings;
 
 /// A sync that takes so long hangs.
 const HUNG_SYNC_MS: u64 = 10_000;
+/// What loops have begun is answered by then, or withheld by the gate.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Between two looks at how far the loops are.
+const SETTLE_LOOK: Duration = Duration::from_micros(200);
 
 /// What this member is at the moment. Replaced as a whole.
 #[derive(Debug, Clone, Default)]
@@ -107,10 +112,13 @@ pub trait Creator: Send + Sync + std::fmt::Debug {
     fn create(&self, name: PrefixName, reply: CreateReply);
 }
 
-/// Wakes one event loop.
+/// One event loop, as other threads see it.
 pub trait Wake: Send + Sync + std::fmt::Debug {
     /// Makes the loop run a pass: something that it waits for may have come.
     fn wake(&self);
+
+    /// How many passes it has begun.
+    fn passes(&self) -> u64;
 }
 
 /// See the module.
@@ -306,6 +314,32 @@ impl Store {
     pub fn wake_loop(&self, shard: usize) {
         if let Some(waker) = self.loops.get().and_then(|l| l.get(shard)) {
             waker.wake();
+        }
+    }
+
+    /// Has the loops of a primary answer what they have begun and begin nothing more until `ms` (`clock::boot_ms`): called
+    /// before its gate is closed by an order, so that nothing is withheld which was read already. Blocks, briefly.
+    pub fn settle_loops(&self, ms: u64) {
+        self.gate.end_until(ms);
+        let until = Instant::now() + SETTLE;
+        // What a pass has handed to another loop is executed by the first pass that begins there after it.
+        let _ = self.passes_end(1, until) && self.passes_end(2, until);
+    }
+
+    /// Waits until each loop has begun `passes` more; false if some did not in time.
+    fn passes_end(&self, passes: u64, until: Instant) -> bool {
+        let Some(loops) = self.loops.get() else { return true };
+        let wanted: Vec<u64> = loops.iter().map(|l| l.passes() + passes).collect();
+        loop {
+            let mut late = loops.iter().zip(&wanted).filter(|(l, wanted)| l.passes() < **wanted).peekable();
+            if late.peek().is_none() {
+                return true;
+            }
+            late.for_each(|(l, _)| l.wake());
+            if Instant::now() >= until {
+                return false;
+            }
+            std::thread::sleep(SETTLE_LOOK);
         }
     }
 

@@ -15,6 +15,8 @@ pub(super) struct AtBegin {
     pub(super) frozen: bool,
     /// What can't be served waits.
     pub(super) held: bool,
+    /// Nothing new is begun.
+    pub(super) ending: bool,
 }
 
 /// Replies that show what this primary read or, under W = 0, wrote: those from `from` to `to` in their buffer.
@@ -38,12 +40,19 @@ impl Executor {
             may_write: gate.may_acknowledge(now),
             frozen: now < gate.frozen_until_ms(),
             held: now < gate.held_until_ms(),
+            ending: gate.is_ending(now),
         };
     }
 
     /// Whether writes wait at the moment.
     pub(in crate::shard) fn is_frozen(&self) -> bool {
         self.at_begin.frozen
+    }
+
+    /// Whether this primary is about to stop leading. What clients ask waits; what another loop handed over was begun there
+    /// and is still executed.
+    pub(in crate::shard) fn is_ending(&self) -> bool {
+        self.at_begin.ending && self.primary
     }
 
     /// Whether a command that [`Executor::admit`] refuses so is to wait instead: the reign changes, and soon it is known how.
@@ -53,8 +62,8 @@ impl Executor {
 
     /// Whether what waits in its connections has to go on waiting.
     pub(in crate::shard) fn must_wait(&self) -> bool {
-        let AtBegin { may_read, may_write, frozen, held } = self.at_begin;
-        frozen || (held && (self.fenced || (self.primary && !(may_read && may_write))))
+        let AtBegin { may_read, may_write, frozen, held, .. } = self.at_begin;
+        frozen || self.is_ending() || (held && (self.fenced || (self.primary && !(may_read && may_write))))
     }
 
     /// Whether a command about data may be executed here now. `led` says that its client was served by the primary here: it

@@ -166,6 +166,42 @@ fn a_gate_that_closes_during_a_pass_withholds_what_the_pass_has_read_and_written
 }
 
 #[test]
+fn what_loops_had_begun_is_answered_before_an_order_closes_the_gate_and_the_rest_waits() {
+    for loops in [1, 2] {
+        let rig = Rig::with(Plan { loops, ..Plan::default() }).prefixes(&["a", "b"]);
+        let mut raw = rig.raw();
+        raw.send("SET a:k v\r\nSET b:k v\r\n");
+        raw.expect("+OK\r\n+OK\r\n");
+        let (times, request) = (100_000, "GET a:k\r\nGET b:k\r\nINCR a:n\r\n");
+        let mut writer = raw.0.try_clone().unwrap();
+        let sender = std::thread::spawn(move || writer.write_all(request.repeat(times).as_bytes()));
+        let reader = std::thread::spawn(move || {
+            for n in 1..=times {
+                raw.expect(&format!("$1\r\nv\r\n$1\r\nv\r\n:{n}\r\n"));
+            }
+        });
+        let mut closed = 0;
+        while !reader.is_finished() {
+            let later = clock::boot_ms() + 60_000;
+            rig.store.settle_loops(later);
+            rig.store.gate.publish(Serving::default(), 0);
+            rig.store.gate.hold_until(later);
+            rig.store.gate.end_until(0);
+            rig.be(false, true);
+            let before = rig.sum(|s| &s.hits);
+            rig.be(true, false);
+            assert_eq!(rig.sum(|s| &s.hits), before, "nothing is begun behind a closed gate");
+            rig.store.gate.publish(OPEN, 0);
+            closed += 1;
+            wait_until("it goes on", || reader.is_finished() || rig.sum(|s| &s.hits) > before);
+        }
+        reader.join().unwrap();
+        sender.join().unwrap().unwrap();
+        assert!(closed > 1, "{closed}");
+    }
+}
+
+#[test]
 fn frozen_writes_wait_in_their_connections_and_reads_go_on() {
     let rig = Rig::new().prefixes(&["a"]);
     let (mut writer, mut reader) = (rig.raw(), rig.raw());
