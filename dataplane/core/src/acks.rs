@@ -204,6 +204,12 @@ impl AckTable {
         self.members.keys().filter(has).count()
     }
 
+    /// How many members have a session that is up.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        self.members.values().filter(|m| m.connected).count()
+    }
+
     /// The last sequence that at least `required` replicas of `reign` have durably in its epoch; `None` if there is none, and
     /// if `required` is 0, since nobody is asked then.
     #[must_use]
@@ -214,15 +220,15 @@ impl AckTable {
             .iter()
             .filter(|(who, _)| **who != reign.primary && reign.members.contains(who))
             .filter_map(|(_, m)| m.acks.get(&prefix))
-            .filter(|ack| ack.durable.epoch == reign.epoch || crate::mutant::on("ack-of-any-epoch"))
+            .filter(|ack| ack.durable.epoch == reign.epoch || parovoz_mutant::on("ack-of-any-epoch"))
             .map(|ack| ack.durable.sequence)
             .collect();
-        if crate::mutant::on("intermediate-ack-counted") {
+        if parovoz_mutant::on("intermediate-ack-counted") {
             // As if whoever streams from a member had what that one acknowledges.
             durable.extend(durable.clone());
         }
         durable.sort_unstable_by(|a, b| b.cmp(a));
-        let rank = if crate::mutant::on("one-ack-suffices") { 0 } else { rank };
+        let rank = if parovoz_mutant::on("one-ack-suffices") { 0 } else { rank };
         durable.get(rank).copied()
     }
 
@@ -379,10 +385,10 @@ mod tests {
         durable(&mut t, new, 2, 5, 60);
         assert_eq!(t.released(P, &reign(3), 1), Some(Sequence(60)));
         t.end_session(who(2), old);
-        assert!(
-            t.follower_reports(0, KEEP, &[])[0].connected,
-            "the end of an old session is not the end of the new one"
-        );
+        assert!(t.follower_reports(0, KEEP, &[])[0].connected);
+        assert_eq!(t.connected(), 1, "the end of an old session is not the end of the new one");
+        t.end_session(who(2), new);
+        assert_eq!(t.connected(), 0);
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl EpochHistory {
         if !authoritative && (after.epoch > newest || (beyond && after.epoch == newest)) {
             return ResumeCheck::Behind;
         }
-        let other = self.epoch_at(after.sequence) != after.epoch && !crate::mutant::on("epoch-ignored-on-resume");
+        let other = self.epoch_at(after.sequence) != after.epoch && !parovoz_mutant::on("epoch-ignored-on-resume");
         if beyond || other {
             return ResumeCheck::Diverged { fork: self.fork(after, latest) };
         }

@@ -84,7 +84,7 @@ impl Joining {
         let required = self.reign.required();
         if !self.asked {
             let joined = self.reign.replicas().filter(|member| self.has_joined(*member, acks)).count();
-            if joined >= required as usize || crate::mutant::on("joined-alone") {
+            if joined >= required as usize || parovoz_mutant::on("joined-alone") {
                 self.asked = true;
                 steps.push(JoiningStep::Write);
             }
@@ -92,7 +92,7 @@ impl Joining {
         let Some(records) = &self.records else { return };
         for (prefix, record) in records {
             let held = required == 0 || acks.released(*prefix, &self.reign, required).is_some_and(|to| to >= *record);
-            let held = held || crate::mutant::on("joined-alone");
+            let held = held || parovoz_mutant::on("joined-alone");
             if held && self.served.insert(*prefix) {
                 steps.push(JoiningStep::Serve(*prefix));
             }

@@ -46,7 +46,7 @@ impl Promises {
     pub fn until_by_all(&self, reign: &Reign) -> Option<u64> {
         match u32::try_from(reign.replicas().count()) {
             Ok(0) => Some(u64::MAX),
-            Ok(all) => self.until(reign, if crate::mutant::on("one-promise-suffices") { 1 } else { all }),
+            Ok(all) => self.until(reign, if parovoz_mutant::on("one-promise-suffices") { 1 } else { all }),
             Err(_) => None,
         }
     }
@@ -84,7 +84,7 @@ impl LeaseHold {
     #[must_use]
     pub fn until(&self) -> Option<u64> {
         let margin =
-            if crate::mutant::on("lease-without-margin") { 0 } else { self.duration_ms.div_ceil(LEASE_MARGIN) };
+            if parovoz_mutant::on("lease-without-margin") { 0 } else { self.duration_ms.div_ceil(LEASE_MARGIN) };
         let held_ms = self.duration_ms.saturating_sub(margin);
         match self.keeper {
             LeaseKeeper::Nobody => Some(u64::MAX),
@@ -137,13 +137,13 @@ impl Serving {
         match reign.required() {
             // The replicas' own acknowledgements are the proof that nobody sealed them before the write was durable there.
             required @ 1.. => {
-                let required = if crate::mutant::on("one-promise-suffices") { 1 } else { required };
+                let required = if parovoz_mutant::on("one-promise-suffices") { 1 } else { required };
                 let promised = promises.until(reign, required).unwrap_or(0);
-                let read_until_ms = if crate::mutant::on("reads-without-promises") { u64::MAX } else { promised };
+                let read_until_ms = if parovoz_mutant::on("reads-without-promises") { u64::MAX } else { promised };
                 Self { read_until_ms, acknowledge_until_ms: u64::MAX }
             }
             0 if lease.is_lost() => Self::default(),
-            0 if crate::mutant::on("lease-not-checked") => {
+            0 if parovoz_mutant::on("lease-not-checked") => {
                 Self { read_until_ms: u64::MAX, acknowledge_until_ms: u64::MAX }
             }
             0 => {

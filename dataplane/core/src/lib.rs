@@ -10,7 +10,6 @@
 //! * [`member`]: promises, seals and orders of one member.
 //! * [`vote`], [`lease`], [`joining`]: what a copy votes, how long a primary may serve, how a reign begins.
 //! * [`role`]: a member as a whole, events in, effects out.
-//! * [`mutant`]: planted bugs for the simulator; nothing without its feature.
 //! * [`budget`]: credit, batch sizing and the restart budget.
 //!
 //! Invariant: everything here is a function of its arguments; time comes in as a value.
@@ -24,7 +23,6 @@ pub mod history;
 pub mod joining;
 pub mod lease;
 pub mod member;
-pub mod mutant;
 pub mod resp;
 pub mod retention;
 pub mod role;

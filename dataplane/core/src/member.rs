@@ -284,13 +284,13 @@ impl MemberRecord {
     fn check_promise(&self, reign: ReignRef) -> Result<(), OrderRefusal> {
         match self.promise_ref() {
             _ if reign.epoch == Epoch(0) => Err(OrderRefusal::Malformed("epoch 0 is no reign")),
-            Some(promise) if reign.epoch < promise.epoch && !crate::mutant::on("older-order-accepted") => {
+            Some(promise) if reign.epoch < promise.epoch && !parovoz_mutant::on("older-order-accepted") => {
                 Err(OrderRefusal::OlderReign { order: reign.epoch, promised: promise.epoch })
             }
             Some(promise)
                 if reign.epoch == promise.epoch
                     && reign.reign_id != promise.reign_id
-                    && !crate::mutant::on("reign-id-not-compared") =>
+                    && !parovoz_mutant::on("reign-id-not-compared") =>
             {
                 Err(OrderRefusal::OtherReign { epoch: reign.epoch })
             }
@@ -339,7 +339,7 @@ impl MemberRecord {
 
     /// An epoch is started once, whatever ended it.
     fn check_not_started(&self, epoch: Epoch) -> Result<(), OrderRefusal> {
-        if epoch > self.started || crate::mutant::on("epoch-started-twice") {
+        if epoch > self.started || parovoz_mutant::on("epoch-started-twice") {
             Ok(())
         } else {
             Err(OrderRefusal::AlreadyStarted { order: epoch, started: self.started })
@@ -399,7 +399,7 @@ impl MemberRecord {
     /// See [`OrderRefusal`]; nothing changes then.
     pub fn promise(&self, reign: &Reign) -> Result<Option<Self>, OrderRefusal> {
         self.check_reign(&self.store, self.data_uuid, reign)?;
-        let sealed = self.sealed.filter(|_| !crate::mutant::on("sealed-meets-any"));
+        let sealed = self.sealed.filter(|_| !parovoz_mutant::on("sealed-meets-any"));
         if sealed.is_some_and(|sealed| sealed != reign.to_ref()) {
             return Err(OrderRefusal::SealedForOther { met: reign.epoch });
         }

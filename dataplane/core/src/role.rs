@@ -241,7 +241,7 @@ impl Role {
 
     /// Rule: whoever led stops before it promises anything else.
     fn stop_leading(&mut self, effects: &mut Vec<Effect>) {
-        if crate::mutant::on("sealed-goes-on-leading") {
+        if parovoz_mutant::on("sealed-goes-on-leading") {
             return;
         }
         if self.lead.take().is_some() {
@@ -332,7 +332,7 @@ impl Role {
     /// Rule: whoever is sealed, or whose disk does not work, promises nothing.
     #[must_use]
     pub fn echo(&self, now_ms: u64) -> Option<u64> {
-        let unsealed = self.record.sealed.is_none() || crate::mutant::on("sealed-promises");
+        let unsealed = self.record.sealed.is_none() || parovoz_mutant::on("sealed-promises");
         let free = unsealed && self.lead.is_none();
         self.heard.filter(|_| free && self.disk_works(now_ms)).map(|heard| heard.sent_at_ms)
     }

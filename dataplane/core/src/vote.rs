@@ -76,7 +76,7 @@ pub fn vote(facts: CopyFacts) -> Vote {
     match facts.state {
         CopyState::NotCreated if facts.floor.is_none() => Vote::Known(Position::ZERO),
         CopyState::NotCreated | CopyState::Missing | CopyState::Replacing | CopyState::Damaged => unknown,
-        CopyState::Open(at) if is_below_floor(at, facts.floor) && !crate::mutant::on("votes-below-floor") => unknown,
+        CopyState::Open(at) if is_below_floor(at, facts.floor) && !parovoz_mutant::on("votes-below-floor") => unknown,
         CopyState::Open(at) => Vote::Known(at),
     }
 }
@@ -95,7 +95,7 @@ pub fn is_below_floor(at: Position, floor: Option<Position>) -> bool {
 /// a new primary and were copied anew from it would stay below what they had had, and it could never begin.
 #[must_use]
 pub fn may_acknowledge(at: Position, floor: Option<Position>, reign: Epoch) -> bool {
-    !is_below_floor(at, floor) || at.epoch < reign || crate::mutant::on("ack-below-floor")
+    !is_below_floor(at, floor) || at.epoch < reign || parovoz_mutant::on("ack-below-floor")
 }
 
 #[cfg(test)]

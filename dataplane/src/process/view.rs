@@ -66,7 +66,7 @@ impl FollowerCount for View {
     }
 
     fn connected(&self) -> usize {
-        self.ctx.follower_reports().iter().filter(|f| f.connected).count()
+        if self.ctx.store.role().is_primary { self.ctx.acks.lock().connected() } else { 0 }
     }
 }
 

@@ -67,15 +67,14 @@ pub const CAN_REMOVE: bool = cfg!(feature = "mutants");
 
 #[cfg(feature = "mutants")]
 fn plant(rule: Option<&Rule>) -> Option<&'static str> {
-    use {parovoz_dataplane_core::mutant as data, parovoz_operator_core::mutant as operator};
-    data::plant(None);
-    operator::plant(None);
+    parovoz_mutant::plant(None);
     match rule?.kept {
-        Kept::DataPlane(name) => data::plant(Some(name)),
-        Kept::Operator(name) => operator::plant(Some(name)),
-        Kept::Shell(name) => return Some(name),
+        Kept::DataPlane(name) | Kept::Operator(name) => {
+            parovoz_mutant::plant(Some(name));
+            None
+        }
+        Kept::Shell(name) => Some(name),
     }
-    None
 }
 
 #[cfg(not(feature = "mutants"))]

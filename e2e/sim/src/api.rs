@@ -169,7 +169,6 @@ impl Api {
     /// Applies an object. A pod or claim that is new is answered, so that the kubelet can do its part.
     pub fn apply(&mut self, now: u64, object: &Object) -> Option<Made> {
         let value = build::to_value(object).ok()?;
-        let annotation = |key: &str| value["metadata"]["annotations"][key].as_str().map(str::to_owned);
         let made = match object {
             Object::Claim(_) => {
                 let ordinal = names::ordinal_of_claim(&self.store.name, object.name())?;
@@ -178,16 +177,9 @@ impl Api {
                     None => format!("claim-{}", self.fresh()),
                 };
                 let new = !self.claims.contains_key(&ordinal);
-                let claim = ClaimFacts {
-                    name: object.name().to_owned(),
-                    ordinal,
-                    uid,
-                    store_uid: annotation(names::ANNOTATION_STORE_UID),
-                    owned: !value["metadata"]["ownerReferences"].is_null(),
-                    deleting: self.claims.get(&ordinal).is_some_and(|c| c.deleting),
-                    bound: true,
-                    requested_bytes: self.store.spec.storage.size.bytes().ok(),
-                };
+                let deleting = self.claims.get(&ordinal).is_some_and(|c| c.deleting);
+                let bytes = self.store.spec.storage.size.bytes().ok();
+                let claim = ClaimFacts { deleting, ..ClaimFacts::as_made(ordinal, uid, &value, bytes) };
                 self.claims.insert(ordinal, claim);
                 new.then_some(Made::Claim(ordinal))
             }
@@ -196,24 +188,9 @@ impl Api {
                 if self.pods.contains_key(&ordinal) {
                     return None;
                 }
-                let pod = PodFacts {
-                    name: object.name().to_owned(),
-                    ordinal,
-                    uid: format!("pod-{}", self.fresh()),
-                    owned: true,
-                    deleting: false,
-                    ended: false,
-                    ip: None,
-                    ready: true,
-                    node: Some(format!("node-{ordinal}")),
-                    pod_hash: annotation(names::ANNOTATION_POD_HASH),
-                    claim_uid: annotation(names::ANNOTATION_CLAIM_UID),
-                    role: value["metadata"]["labels"][names::LABEL_ROLE].as_str().map(str::to_owned),
-                    in_standing: false,
-                    trouble: None,
-                    ended_processes: Vec::new(),
-                    cordoned: false,
-                };
+                let uid = format!("pod-{}", self.fresh());
+                let node = Some(format!("node-{ordinal}"));
+                let pod = PodFacts { ready: true, node, ..PodFacts::as_made(ordinal, uid, &value) };
                 self.pods.insert(ordinal, pod);
                 Some(Made::Pod(ordinal))
             }

@@ -218,11 +218,11 @@ pub fn mutants(options: &Options) -> Result<String, String> {
         let limit = FOUND_BY.min(options.seeds.max(1));
         let (mut done, mut seen) = (0, None);
         while done < limit && seen.is_none() {
-            plant(Some(mutant.name));
+            parovoz_mutant::plant(Some(mutant.name));
             let sum = many(first + done, limit - done, &faults, jobs, true, false);
             done += sum.seeds;
             // What also fails without the bug is no proof of it.
-            plant(None);
+            parovoz_mutant::plant(None);
             seen = sum.failures.into_iter().find(|(seed, _)| run_seed(*seed, &faults, false).violation.is_none());
         }
         found += u64::from(seen.is_some());
@@ -235,12 +235,6 @@ pub fn mutants(options: &Options) -> Result<String, String> {
     }
     let line = format!("mutants: {found} of {tried} found");
     if found == tried { Ok(line) } else { Err(line) }
-}
-
-#[cfg(feature = "mutants")]
-fn plant(name: Option<&'static str>) {
-    parovoz_dataplane_core::mutant::plant(name);
-    parovoz_operator_core::mutant::plant(name);
 }
 
 /// There are none in this build.

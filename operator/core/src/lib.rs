@@ -8,7 +8,6 @@
 #![warn(missing_docs)]
 
 pub mod build;
-pub mod mutant;
 pub mod names;
 pub mod observed;
 pub mod plan;

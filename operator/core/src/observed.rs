@@ -11,6 +11,7 @@ use parovoz_api::{
 };
 use serde_json::Value;
 
+use crate::names;
 use crate::quorum::{Ballot, PrefixVote, Vote};
 
 /// A member whose last report is older than this does not answer: reports come at least every five seconds.
@@ -100,6 +101,35 @@ pub struct PodFacts {
     pub cordoned: bool,
 }
 
+impl PodFacts {
+    /// What is seen of a pod that was made from `object`, before anything happens to it: for what stands in for an API server.
+    #[must_use]
+    pub fn as_made(ordinal: u32, uid: String, object: &Value) -> Self {
+        Self {
+            name: object["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+            ordinal,
+            uid,
+            owned: true,
+            deleting: false,
+            ended: false,
+            ready: false,
+            node: None,
+            ip: None,
+            pod_hash: annotation(object, names::ANNOTATION_POD_HASH),
+            claim_uid: annotation(object, names::ANNOTATION_CLAIM_UID),
+            role: object["metadata"]["labels"][names::LABEL_ROLE].as_str().map(str::to_owned),
+            in_standing: false,
+            trouble: None,
+            ended_processes: Vec::new(),
+            cordoned: false,
+        }
+    }
+}
+
+fn annotation(object: &Value, key: &str) -> Option<String> {
+    object["metadata"]["annotations"][key].as_str().map(str::to_owned)
+}
+
 /// Facts about the Lease of a store's primary. Times are by one monotonic clock of the observer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseFacts {
@@ -158,6 +188,24 @@ pub struct ClaimFacts {
     pub bound: bool,
     /// Bytes asked for.
     pub requested_bytes: Option<u64>,
+}
+
+impl ClaimFacts {
+    /// What is seen of a claim that was made from `object` and given a volume of this many bytes: for what stands in for an
+    /// API server.
+    #[must_use]
+    pub fn as_made(ordinal: u32, uid: String, object: &Value, bytes: Option<u64>) -> Self {
+        Self {
+            name: object["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+            ordinal,
+            uid,
+            store_uid: annotation(object, names::ANNOTATION_STORE_UID),
+            owned: !object["metadata"]["ownerReferences"].is_null(),
+            deleting: false,
+            bound: true,
+            requested_bytes: bytes,
+        }
+    }
 }
 
 /// The decision record and the version to swap against.
@@ -342,7 +390,7 @@ impl Report {
             (prefix.prefix_uuid.clone(), entry)
         });
         let can_lead = self.phase != MemberPhase::Parked && self.phase != MemberPhase::Unknown;
-        let counts = !self.blank() || crate::mutant::on("blank-volume-votes");
+        let counts = !self.blank() || parovoz_mutant::on("blank-volume-votes");
         counts.then(|| Ballot { can_lead, votes: votes.collect() })
     }
 

@@ -101,7 +101,7 @@ impl Ballot {
             None if self.catalogue().is_some_and(|(_, vote)| vote.known().is_some()) => {
                 Vote::Known(Position::default())
             }
-            None if crate::mutant::on("blank-volume-votes") => Vote::Known(Position::default()),
+            None if parovoz_mutant::on("blank-volume-votes") => Vote::Known(Position::default()),
             None => Vote::Unknown { floor: None },
         }
     }
@@ -130,7 +130,7 @@ pub struct Proof {
 /// True if the old reign can acknowledge nothing that the sealed members do not know of, and answer no fresh read.
 #[must_use]
 pub fn fence(old: &OldReign, ballots: &Ballots, proof: Proof) -> bool {
-    if ballots.contains_key(&old.primary) || proof.ended || crate::mutant::on("fence-not-asked") {
+    if ballots.contains_key(&old.primary) || proof.ended || parovoz_mutant::on("fence-not-asked") {
         return true;
     }
     let replicas = old.sealed_replicas(ballots).count();
@@ -139,7 +139,7 @@ pub fn fence(old: &OldReign, ballots: &Ballots, proof: Proof) -> bool {
         // Away from the API server the primary goes on by promises of *all* members: one that sealed takes its own back.
         None => {
             let unmoved = proof.lease_unmoved.is_some_and(|unmoved| unmoved >= old.lease);
-            replicas >= 1 && (unmoved || crate::mutant::on("lease-not-awaited"))
+            replicas >= 1 && (unmoved || parovoz_mutant::on("lease-not-awaited"))
         }
     }
 }
@@ -228,7 +228,7 @@ fn decide_by(
 
 /// The highest known vote of all sealed members, of whichever reign.
 fn highest(ballots: &Ballots, prefix: &str) -> Option<Position> {
-    let by_sequence_alone = crate::mutant::on("candidate-by-sequence-alone");
+    let by_sequence_alone = parovoz_mutant::on("candidate-by-sequence-alone");
     let known = ballots.values().filter_map(|ballot| ballot.vote(prefix).known());
     known.max_by_key(|at| if by_sequence_alone { (at.sequence, u64::MAX - at.epoch) } else { (at.epoch, at.sequence) })
 }
@@ -248,11 +248,11 @@ fn enough(old: &OldReign, ballots: &Ballots, prefix: &str, name: &str, highest: 
     }
     let counts = |ballot: &&Ballot| match ballot.vote(prefix) {
         Vote::Known(_) => true,
-        Vote::Unknown { floor: Some(floor) } => highest >= floor || crate::mutant::on("floor-ignored"),
-        Vote::Unknown { floor: None } => crate::mutant::on("floor-ignored"),
+        Vote::Unknown { floor: Some(floor) } => highest >= floor || parovoz_mutant::on("floor-ignored"),
+        Vote::Unknown { floor: None } => parovoz_mutant::on("floor-ignored"),
     };
     let counted = old.sealed_replicas(ballots).filter(counts).count();
-    let needed = if crate::mutant::on("one-vote-suffices") { 1 } else { needed };
+    let needed = if parovoz_mutant::on("one-vote-suffices") { 1 } else { needed };
     if counted >= needed {
         return Ok(());
     }

@@ -65,7 +65,7 @@ impl MemberRecord {
         if self.sealed == Some(order.reign) {
             return Ok(Sealing::Already);
         }
-        if self.promise_ref() == Some(order.reign) && !crate::mutant::on("epoch-started-twice") {
+        if self.promise_ref() == Some(order.reign) && !parovoz_mutant::on("epoch-started-twice") {
             return Err(OrderRefusal::Begun { epoch: order.reign.epoch });
         }
         self.check_silence(order, hearing)?;
@@ -82,13 +82,13 @@ impl MemberRecord {
             return Ok(());
         }
         // Evidence about another reign says nothing of the one that this member stands by.
-        let about = order.about == Some(promised.to_ref()) || crate::mutant::on("evidence-about-another");
+        let about = order.about == Some(promised.to_ref()) || parovoz_mutant::on("evidence-about-another");
         let silent = order.evidence == SealEvidence::Silent || !about;
         match hearing.silence_ms {
-            Some(ago_ms) if silent && ago_ms < HEARD_MS && !crate::mutant::on("silence-believed") => {
+            Some(ago_ms) if silent && ago_ms < HEARD_MS && !parovoz_mutant::on("silence-believed") => {
                 Err(OrderRefusal::PrimaryHeard { ago_ms })
             }
-            _ if silent && hearing.uptime_ms < HEARD_MS && !crate::mutant::on("start-not-counted") => {
+            _ if silent && hearing.uptime_ms < HEARD_MS && !parovoz_mutant::on("start-not-counted") => {
                 Err(OrderRefusal::JustStarted { uptime_ms: hearing.uptime_ms })
             }
             _ => Ok(()),

@@ -2,7 +2,6 @@
 
 use parovoz_dataplane_core::acks::{AckPositions, SessionId};
 use parovoz_dataplane_core::follower::{check_follower, check_upstream};
-use parovoz_dataplane_core::mutant;
 use parovoz_dataplane_core::role::Event;
 use parovoz_dataplane_core::types::{DataUuid, Epoch, PrefixUuid, Reign, ReignRef};
 use parovoz_dataplane_core::vote::may_acknowledge;
@@ -85,7 +84,7 @@ impl Process {
         if matches!(prefix.phase, Phase::Bootstrapping | Phase::Stopped) {
             return None;
         }
-        let durable = if mutant::on("ack-before-sync") { prefix.applied } else { prefix.durable };
+        let durable = if parovoz_mutant::on("ack-before-sync") { prefix.applied } else { prefix.durable };
         let applied = prefix.applied.max(durable);
         let received = prefix.received.max(applied);
         let at = |s| prefix.position_at(s);
@@ -178,7 +177,7 @@ impl Process {
             ToPrimary::Beat { reign, acks, promise_for } => {
                 let Some(session) = self.ack_in.get(&conn) else { return cx.send(from, Msg::Closed(conn)) };
                 let member = session.member;
-                if session.reign.to_ref() != reign && !mutant::on("reign-id-not-compared") {
+                if session.reign.to_ref() != reign && !parovoz_mutant::on("reign-id-not-compared") {
                     return cx.send(from, Msg::Closed(conn));
                 }
                 if let Some(sent_at_ms) = promise_for {

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use parovoz_dataplane_core::follower::{BootstrapCause, check_follower, check_upstream};
 use parovoz_dataplane_core::history::EpochHistory;
 use parovoz_dataplane_core::member::Endpoint;
-use parovoz_dataplane_core::mutant;
 use parovoz_dataplane_core::types::{Position, PrefixUuid};
 use parovoz_engine::{Engine, OpenSpec};
 
@@ -156,7 +155,7 @@ impl Process {
     fn raise_floor(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid, at_least: Position) {
         let Some(prefix) = self.prefixes.get(&uuid) else { return };
         let floor = prefix.at().max(prefix.upstream_latest).max(at_least);
-        if floor > Position::ZERO && !mutant::on("floor-not-stored") {
+        if floor > Position::ZERO && !parovoz_mutant::on("floor-not-stored") {
             self.store_floor(cx, uuid, Some(floor));
         }
     }
@@ -218,7 +217,7 @@ impl Process {
         let prefix = self.prefixes.get(&uuid).ok_or("there is no such prefix here")?;
         let copy = prefix.copy.as_ref().ok_or("there is no copy of it here")?;
         let whole = !matches!(prefix.phase, Phase::Bootstrapping | Phase::Stopped);
-        if !whole || (self.below_floor(prefix) && !mutant::on("source-below-floor")) {
+        if !whole || (self.below_floor(prefix) && !parovoz_mutant::on("source-below-floor")) {
             return Err("it is not complete here".to_owned());
         }
         let latest = prefix.at();

@@ -2,7 +2,6 @@
 
 use parovoz_dataplane_core::batch::{self, DATA_FAMILY, Record};
 use parovoz_dataplane_core::history::{EpochHistory, EpochRecord};
-use parovoz_dataplane_core::mutant;
 use parovoz_dataplane_core::types::{PrefixName, PrefixUuid};
 use parovoz_dataplane_core::value;
 use parovoz_engine::{Direction, Engine, Family, OpenSpec};
@@ -77,7 +76,7 @@ impl Process {
         // A creation that is not in a catalogue at or past its floor was undone with the tail of an old primary. Below the
         // floor absence says nothing.
         let behind = self.prefixes.get(&self.catalogue()).is_some_and(|c| self.below_floor(c));
-        if !behind || mutant::on("absence-is-deletion") {
+        if !behind || parovoz_mutant::on("absence-is-deletion") {
             let mine = self.catalogue();
             let known: Vec<PrefixUuid> = self.prefixes.keys().chain(cx.volume.current.keys()).copied().collect();
             let undone = known.into_iter().filter(|u| *u != mine && !listed.iter().any(|(_, l)| l == u));

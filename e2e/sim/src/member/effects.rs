@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use parovoz_dataplane_core::history::EpochRecord;
-use parovoz_dataplane_core::mutant;
 use parovoz_dataplane_core::role::{Effect, Event};
 use parovoz_dataplane_core::types::{Reign, Sequence};
 
@@ -60,7 +59,7 @@ impl Process {
             }
             Some(Effect::Store(record)) => {
                 self.stored = (*record).clone();
-                cx.volume.store(*record, !mutant::on("promise-not-synced"));
+                cx.volume.store(*record, !parovoz_mutant::on("promise-not-synced"));
             }
             Some(Effect::WriteEpochRecords(reign)) => self.epoch_written(cx, &reign),
             Some(other) => self.perform(cx, other),

@@ -8,7 +8,6 @@ use parovoz_dataplane_core::follower::{
 };
 use parovoz_dataplane_core::history::EpochRecord;
 use parovoz_dataplane_core::member::Endpoint;
-use parovoz_dataplane_core::mutant;
 use parovoz_dataplane_core::role::Event as RoleEvent;
 use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, ReignRef, Sequence};
 
@@ -107,7 +106,7 @@ impl Process {
     pub(super) fn stop_following(&mut self, cx: &mut Cx<'_>) {
         self.end_session(cx);
         self.follow = None;
-        if !mutant::on("sealed-promises") {
+        if !parovoz_mutant::on("sealed-promises") {
             self.stop_acks(cx);
         }
         self.stop_boots(cx);
@@ -270,7 +269,7 @@ impl Process {
                 cx.out.push(Out::After(5_000, Timer::Connect));
             }
         }
-        if self.stored.sealed.is_none() || !mutant::on("sealed-promises") {
+        if self.stored.sealed.is_none() || !parovoz_mutant::on("sealed-promises") {
             self.restart_acks(cx);
         }
     }
@@ -393,7 +392,7 @@ impl Process {
         let prefix = self.prefixes.get_mut(&uuid).ok_or(())?;
         let copy = prefix.copy.as_ref().ok_or(())?;
         let last = copy.db.latest();
-        if batch.first != last.next() && !mutant::on("sequence-not-checked") {
+        if batch.first != last.next() && !parovoz_mutant::on("sequence-not-checked") {
             return Err(());
         }
         let newest = prefix.history.newest().map_or(parovoz_dataplane_core::types::Epoch(0), |r| r.epoch);

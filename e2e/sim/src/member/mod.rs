@@ -20,7 +20,6 @@ use parovoz_dataplane_core::batch::BatchBuilder;
 use parovoz_dataplane_core::follower::{Own, PeerHello};
 use parovoz_dataplane_core::lease::LeaseKeeper;
 use parovoz_dataplane_core::member::{Endpoint, MemberRecord};
-use parovoz_dataplane_core::mutant;
 use parovoz_dataplane_core::role::{Effect, Event, Role, Standing};
 use parovoz_dataplane_core::types::{
     DataUuid, Position, PrefixName, PrefixUuid, Reign, Sequence, StoreUid, catalogue_uuid,
@@ -191,7 +190,7 @@ impl Process {
         let record = cx.volume.cached.clone().unwrap_or_else(|| {
             let fresh = DataUuid(cx.rng.uuid());
             let again = DataUuid(uuid::Uuid::from_u128(u128::from(start.ordinal)));
-            let fresh = if mutant::on("blank-volume-votes") { again } else { fresh };
+            let fresh = if parovoz_mutant::on("blank-volume-votes") { again } else { fresh };
             MemberRecord::blank(store.clone(), fresh, cx.volume.claim_uid.clone())
         });
         cx.volume.store(record.clone(), true);

@@ -1,6 +1,5 @@
 //! Clients: what the data plane's event loops do with a read, a write and an increment.
 
-use parovoz_dataplane_core::mutant;
 use parovoz_dataplane_core::role::Standing;
 use parovoz_dataplane_core::types::{Epoch, PrefixUuid, Sequence};
 use parovoz_dataplane_core::value;
@@ -74,7 +73,7 @@ impl Process {
     fn read(&mut self, cx: &mut Cx<'_>, op: u32, uuid: PrefixUuid, key: u8) {
         let Some(prefix) = self.prefixes.get_mut(&uuid) else { return };
         if let Some(at) = prefix.hot.get(&key).copied().filter(|at| *at > prefix.released)
-            && !mutant::on("unacknowledged-shown")
+            && !parovoz_mutant::on("unacknowledged-shown")
         {
             return prefix.reads.push(WaitingRead { at, op, key });
         }
@@ -123,7 +122,7 @@ impl Process {
         let at = prefix.applied;
         prefix.hot.insert(request.key, at);
         prefix.parked.push_back(Parked { at, epoch: writer.epoch, op, key: request.key, value });
-        if mutant::on("ack-before-commit") {
+        if parovoz_mutant::on("ack-before-commit") {
             prefix.released = at;
             self.answer_parked(cx, uuid);
         }
@@ -133,7 +132,7 @@ impl Process {
     /// What may be answered now in one prefix.
     pub(super) fn release(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid) {
         let Some(reign) = self.role.led() else { return };
-        if !self.role.serving().may_acknowledge(cx.now_ms) && !mutant::on("lease-not-checked") {
+        if !self.role.serving().may_acknowledge(cx.now_ms) && !parovoz_mutant::on("lease-not-checked") {
             return;
         }
         let required = reign.required();

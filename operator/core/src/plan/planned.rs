@@ -64,7 +64,7 @@ pub(super) fn serving(
     }
     plan.within(WHILE_REIGN_BEGINS);
     let min_sync_replicas = wanted.min_sync_replicas;
-    if min_sync_replicas != spec.current.min_sync_replicas && crate::mutant::on("w-changed-without-reign") {
+    if min_sync_replicas != spec.current.min_sync_replicas && parovoz_mutant::on("w-changed-without-reign") {
         return Some(super::record::swap(context, plan, ReignRecord { min_sync_replicas, ..spec.current.clone() }));
     }
     if report.frozen < FREEZE_LEFT {

@@ -37,7 +37,7 @@ impl Case {
         let epoch = u64::try_from(current.epoch).unwrap_or(0);
         let sealed = |report: &Report| {
             report.sealed.as_ref().is_some_and(|sealed| {
-                sealed.epoch == epoch && (sealed.reign_id == current.reign_id || crate::mutant::on("reign-id-ignored"))
+                sealed.epoch == epoch && (sealed.reign_id == current.reign_id || parovoz_mutant::on("reign-id-ignored"))
             })
         };
         let ballots = answering(context).into_iter().filter(|(_, (_, report))| sealed(report));
@@ -152,7 +152,7 @@ pub(crate) fn seal_all(context: &Context<'_>, plan: &mut Plan, current: &ReignRe
         involved.remove(past.reign.primary.as_str());
     }
     for (uuid, (ordinal, report)) in answering(context) {
-        if involved.contains(uuid) && (!report.blank() || crate::mutant::on("blank-volume-votes")) {
+        if involved.contains(uuid) && (!report.blank() || parovoz_mutant::on("blank-volume-votes")) {
             seal_one(context, plan, current, case, (ordinal, report));
         }
     }
@@ -370,7 +370,7 @@ pub(crate) fn promoting(context: &Context<'_>, plan: &mut Plan, spec: &StoreReig
         let as_decided = report.process_id == current.primary_process
             && report.is_sealed(epoch, &current.reign_id)
             && report.started_epoch < epoch
-            && (digest(&positions) == current.positions || crate::mutant::on("positions-not-compared"));
+            && (digest(&positions) == current.positions || parovoz_mutant::on("positions-not-compared"));
         if as_decided {
             let first = report.blank() && !spec.ever_served;
             plan.step = Some(Step::Lead);

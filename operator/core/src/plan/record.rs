@@ -47,7 +47,7 @@ pub fn may_have_served(spec: &StoreReignSpec, with_current: bool) -> Vec<Past> {
         match past.phase {
             ReignPhase::Forming | ReignPhase::Sealing => {}
             ReignPhase::Promoting => {
-                if !crate::mutant::on("promoting-reigns-forgotten") {
+                if !parovoz_mutant::on("promoting-reigns-forgotten") {
                     found.push(old(past));
                 }
             }

@@ -303,47 +303,20 @@ impl World {
 
     fn apply(&mut self, object: &Object) {
         let value = build::to_value(object).unwrap();
-        let annotation = |key: &str| value["metadata"]["annotations"][key].as_str().map(str::to_owned);
         match object {
             Object::Claim(_) => {
                 let ordinal = names::ordinal_of_claim("cache", object.name()).unwrap();
                 let fresh = self.id("claim");
                 let uid = self.claims.get(&ordinal).map_or(fresh, |claim| claim.uid.clone());
-                let claim = ClaimFacts {
-                    name: object.name().into(),
-                    ordinal,
-                    uid,
-                    store_uid: annotation(names::ANNOTATION_STORE_UID),
-                    owned: !value["metadata"]["ownerReferences"].is_null(),
-                    deleting: false,
-                    bound: true,
-                    requested_bytes: self.store.spec.storage.size.bytes().ok(),
-                };
+                let bytes = self.store.spec.storage.size.bytes().ok();
+                let claim = ClaimFacts::as_made(ordinal, uid, &value, bytes);
                 self.claims.insert(ordinal, claim);
             }
             Object::Pod(_) => {
                 let ordinal = names::ordinal_of("cache", object.name()).unwrap();
                 let uid = self.id("pod");
                 assert!(!self.pods.contains_key(&ordinal), "a pod is made once");
-                let pod = PodFacts {
-                    name: object.name().into(),
-                    ordinal,
-                    uid,
-                    owned: true,
-                    deleting: false,
-                    ended: false,
-                    ip: None,
-                    ready: false,
-                    node: None,
-                    pod_hash: annotation(names::ANNOTATION_POD_HASH),
-                    claim_uid: annotation(names::ANNOTATION_CLAIM_UID),
-                    role: value["metadata"]["labels"][names::LABEL_ROLE].as_str().map(str::to_owned),
-                    in_standing: false,
-                    trouble: None,
-                    ended_processes: Vec::new(),
-                    cordoned: false,
-                };
-                self.pods.insert(ordinal, pod);
+                self.pods.insert(ordinal, PodFacts::as_made(ordinal, uid, &value));
             }
             _ => {
                 let plain = build::plain_objects(

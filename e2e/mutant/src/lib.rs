@@ -1,7 +1,8 @@
 //! Planted bugs, for the simulator: each safety rule can be switched off by its name, to see that the simulator finds out.
 //!
-//! Without the feature `mutants` nothing of it is compiled: [`on`] is the constant `false`. The feature is for tests alone
-//! and is enabled by no binary.
+//! Both cores ask here. Without the feature `mutants` nothing of it is compiled: [`on`] is the constant `false`. The feature
+//! is for the simulator and the model alone; no image has it.
+#![warn(missing_docs)]
 
 #[cfg(feature = "mutants")]
 mod planted {
