@@ -18,7 +18,8 @@ use tonic::{Request as Call, Response, Status};
 
 use self::errors::{call_status, create_status, not_primary};
 pub use self::flow::Paced;
-use crate::shard::{Answer, BatchOp, Request, ShardsHandle, Value};
+use crate::clock;
+use crate::shard::{Answer, BatchOp, FROZEN_LOOK, Request, ShardsHandle, Value};
 use crate::store::Store;
 use crate::store::prefix::Prefix;
 
@@ -53,7 +54,14 @@ impl StoreService {
     /// The prefix of a write, created if there is none.
     async fn prefix_to_write(&self, name: &str, deadline: Instant) -> Result<Arc<Prefix>, Status> {
         let name = check_name(name)?;
-        let role = self.store.role();
+        let mut role = self.store.role();
+        // It led until a moment ago: soon it is known who does.
+        while role.fenced && clock::boot_ms() < self.store.gate.held_until_ms() {
+            timeout_at(deadline, tokio::time::sleep(FROZEN_LOOK)).await.map_err(|_| {
+                Status::deadline_exceeded("write: the primary changes, and nothing was written; try again")
+            })?;
+            role = self.store.role();
+        }
         if !role.is_primary {
             return Err(not_primary(role.primary.as_ref().map_or("", |p| p.client.as_str())));
         }

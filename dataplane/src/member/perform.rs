@@ -57,11 +57,12 @@ fn one(member: &Member, change: &mut Change<'_>, effect: Effect) -> Result<Vec<E
         Effect::RefuseParked => {}
         Effect::StartFollowing { reign, upstream, primary } => {
             member.catalogue.expect();
-            store.gate.hold_until(0);
             tracing::info!(epoch = %reign.epoch, upstream = %upstream.replication, "following");
             let sealed = member.record().sealed;
             let (primary, upstream) = (Some(primary), Some(upstream));
             store.set_role(RoleView { reign: Some(reign), primary, upstream, sealed, ..RoleView::default() });
+            // Not before the loops can know where to go.
+            store.gate.hold_until(0);
             member.follower.start().map_err(MemberError::Follower)?;
         }
         Effect::StartPulling { reign, source, upto } => {

@@ -141,10 +141,12 @@ async fn session(shared: &Shared, to: &Target) -> Result<(), LinkError> {
     let mut incoming: Streaming<v1::PrimaryBeat> = answer.await.map_err(|_| LinkError::Silent)??.into_inner();
     let mut tick = tokio::time::interval(ctx.tuning.heartbeat);
     let mut rate = Rate { bytes: ctx.stats.bytes_applied.get(), at: Instant::now() };
+    let mut heard = Instant::now();
     loop {
         tokio::select! {
-            heard = tokio::time::timeout(ctx.tuning.silence, incoming.message()) => {
-                let message = heard.map_err(|_| LinkError::Quiet(ctx.tuning.silence))??.ok_or(LinkError::Closed)?;
+            message = incoming.message() => {
+                let message = message?.ok_or(LinkError::Closed)?;
+                heard = Instant::now();
                 if heard_primary(ctx, to, &message)? {
                     // Its promise goes back at once: it counts from the beat's sending.
                     send_moved(shared, to, &tx, None).await?;
@@ -156,7 +158,12 @@ async fn session(shared: &Shared, to: &Target) -> Result<(), LinkError> {
                 }
                 send_moved(shared, to, &tx, None).await?;
             }
-            _ = tick.tick() => send_moved(shared, to, &tx, Some(rate.next(ctx.stats.bytes_applied.get()))).await?,
+            _ = tick.tick() => {
+                if heard.elapsed() >= ctx.tuning.silence {
+                    return Err(LinkError::Quiet(ctx.tuning.silence));
+                }
+                send_moved(shared, to, &tx, Some(rate.next(ctx.stats.bytes_applied.get()))).await?;
+            }
         }
     }
 }

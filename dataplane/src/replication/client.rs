@@ -26,7 +26,7 @@ use crate::store::{Endpoint, RoleView};
 const CONNECTION_WINDOW: u32 = 16 << 20;
 const STREAM_WINDOW: u32 = 8 << 20;
 /// How long a name is tried before the address is tried beside it.
-const NAME_ALONE: Duration = Duration::from_millis(150);
+pub(crate) const NAME_ALONE: Duration = Duration::from_millis(150);
 /// A session that lasted so long was a success: the next pause is short again.
 const GOOD_SESSION_MS: u64 = 10_000;
 

@@ -45,6 +45,7 @@ use parovoz_engine::{Engine, EngineError};
 use parovoz_proto::{MIN_PROTOCOL_VERSION, PROTOCOL_VERSION};
 
 pub use self::client::Follower;
+pub(crate) use self::client::NAME_ALONE;
 pub use self::dirs::PrefixDirs;
 pub use self::holds::{Hold, Holds, Owner};
 pub use self::progress::{BootstrapProgress, FollowerStatus, SessionPhase};

@@ -427,7 +427,7 @@ impl AckTaker {
         if let Some(rate) = beat.bytes_per_second {
             self.ctx.acks.lock().note_rate(self.session, self.member, rate);
         }
-        let required = self.ctx.store.role().required_acks();
+        let required = self.reign.required();
         for ack in &beat.acks {
             let (prefix, positions) = wire::ack_from(ack)?;
             let released = {

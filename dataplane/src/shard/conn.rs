@@ -378,6 +378,8 @@ pub(super) struct Session {
     pub(super) dirty: bool,
     /// It was served by a primary here, so it is shown no replica's data.
     pub(super) led: bool,
+    /// A former primary relays it: it is not relayed again.
+    pub(super) relayed: bool,
 }
 
 impl Session {
@@ -424,6 +426,7 @@ impl Conn {
                 move_after: 64,
                 dirty: false,
                 led: false,
+                relayed: false,
             },
             readable: true,
             ending: false,

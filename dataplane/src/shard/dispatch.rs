@@ -123,13 +123,11 @@ impl Dispatcher {
         {
             let writes = kind.spec().writes();
             if self.exec.is_ending() || (writes && self.exec.is_frozen()) {
-                session.pause = Pause::Frozen;
-                return Step::Again;
+                return self.freeze(session);
             }
             if let Err(refusal) = self.exec.admit(writes, session.led) {
                 if self.exec.is_held(&refusal) {
-                    session.pause = Pause::Frozen;
-                    return Step::Again;
+                    return self.freeze(session);
                 }
                 if session.led && !self.exec.primary && !matches!(refusal, Refusal::Fenced) {
                     if self.exec.may_relay(session) {
@@ -151,6 +149,13 @@ impl Dispatcher {
             _ if kind.spec().first_key == 1 => self.one(session, kind, command, args.at(1), raw),
             _ => self.session_command(session, command),
         }
+    }
+
+    /// Lets a connection wait until it is known who leads. It asked a primary, if it did so here for the first time.
+    fn freeze(&self, session: &mut Session) -> Step {
+        session.led |= self.exec.has_led();
+        session.pause = Pause::Frozen;
+        Step::Again
     }
 
     /// Writes a refusal as the reply of a connection's request.

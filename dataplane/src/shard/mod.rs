@@ -46,7 +46,7 @@ use crate::store::{Store, Wake};
 pub use self::message::{Answer, BatchOp, CallError, Request, Value};
 
 /// Between two looks of a call at whether writes are still frozen.
-const FROZEN_LOOK: Duration = Duration::from_millis(2);
+pub(crate) const FROZEN_LOOK: Duration = Duration::from_millis(2);
 /// A loop that has run no pass for so long hangs.
 const STUCK_MS: u64 = 10_000;
 
@@ -148,6 +148,7 @@ impl Shards {
         }
         store.set_loops(inboxes.iter().map(|i| i.clone() as Arc<dyn Wake>).collect());
         let now = clock::boot_ms();
+        let relays = relay::Relays::new(store.clone(), args.max_connections);
         let shared = Arc::new(Shared {
             store,
             stats: (0..loops).map(|_| ShardStats::default()).collect(),
@@ -167,7 +168,7 @@ impl Shards {
             beats: (0..loops).map(|_| AtomicU64::new(now)).collect(),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             counts: counts::Counts::default(),
-            relays: relay::Relays::new(args.max_connections),
+            relays,
         });
         let scanner = scan::Scanner::start(shared.clone()).map_err(|cause| StartError::Loop { number: 0, cause })?;
         let (ends, ended) = mpsc::channel();
@@ -199,6 +200,7 @@ impl Shards {
     /// whether all loops ended within `deadline`.
     pub fn stop(&mut self, deadline: Duration) -> bool {
         self.shared.stopping.store(true, Ordering::Release);
+        self.shared.relays.end();
         for inbox in &self.shared.inboxes {
             inbox.wake();
         }
@@ -275,7 +277,7 @@ impl ShardsHandle {
             return true;
         }
         let role = self.shared.store.role();
-        (role.is_primary && gate.is_ending(now))
+        ((role.is_primary || role.fenced) && gate.is_ending(now))
             || (now < gate.held_until_ms() && (role.fenced || (role.is_primary && !open)))
     }
 

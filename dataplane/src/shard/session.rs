@@ -168,8 +168,9 @@ impl Dispatcher {
                 let mut names = entry.names.lock();
                 if what.eq_ignore_ascii_case(b"lib-name") {
                     names.lib_name = text(value);
-                    // Its client was served by a primary.
-                    session.led |= names.lib_name == LIB_NAME;
+                    // Its client was served by a primary, whatever it calls itself later.
+                    session.relayed |= names.lib_name == LIB_NAME;
+                    session.led |= session.relayed;
                 } else if what.eq_ignore_ascii_case(b"lib-ver") {
                     names.lib_version = text(value);
                 } else {

@@ -206,16 +206,23 @@ impl Prefix {
     /// # Errors
     /// See [`CommitError`]; an engine error of severity `Fatal` obliges the caller to end the process.
     pub fn commit(&self, batch: Bytes, count: u32, sync: bool) -> Result<Position, CommitError> {
-        self.commit_then(batch, count, if sync { WalSync::Now } else { WalSync::Never })
+        self.commit_as(None, batch, count, if sync { WalSync::Now } else { WalSync::Never })
     }
 
-    /// The same, with a choice of when it is synced.
+    /// The same, with a choice of when it is synced, and under this reign only: its rules say who must have the batch.
     ///
     /// # Errors
-    /// As [`Prefix::commit`].
-    pub fn commit_then(&self, batch: Bytes, count: u32, sync: WalSync) -> Result<Position, CommitError> {
+    /// As [`Prefix::commit`]; under another reign by now, as if it was not the primary.
+    pub fn commit_as(
+        &self,
+        under: Option<ReignRef>,
+        batch: Bytes,
+        count: u32,
+        sync: WalSync,
+    ) -> Result<Position, CommitError> {
         let writer = self.writer.lock();
-        let reign = writer.as_ref().ok_or(CommitError::NotPrimary)?;
+        let reign = writer.as_ref().filter(|now| under.is_none_or(|under| under == **now));
+        let reign = reign.ok_or(CommitError::NotPrimary)?;
         let copy = self.copy.load();
         let copy = copy.as_ref().ok_or(CommitError::Closed)?;
         let first = copy.db.write(&batch, sync == WalSync::Now)?;

@@ -157,13 +157,15 @@ impl EventLoop {
     }
 
     /// Answers each `WAIT` that has enough replicas, whose time is over or whose client has closed its side: that may wait
-    /// for ever, and nobody would learn of it if it went away. The more there is to look at, the longer the pause after it.
+    /// for ever, and nobody would learn of it if it went away. Nor does anybody acknowledge to a member that leads no more.
+    /// The more there is to look at, the longer the pause after it.
     pub(super) fn look_at_waits(&mut self) {
         let shared = self.shared.clone();
         let now = clock::boot_ms();
         if now < self.next_waits && self.dispatch.waits.iter().all(|wait| !wait.positions.is_empty()) {
             return;
         }
+        let leads = self.dispatch.exec.has_led();
         let mut looked_at = 0;
         for mut wait in std::mem::take(&mut self.dispatch.waits) {
             if wait.positions.is_empty() {
@@ -172,7 +174,7 @@ impl EventLoop {
             }
             looked_at += wait.positions.len() as u64;
             let Some(conn) = self.conn(wait.to.conn) else { continue };
-            let leaves = conn.session.pause == Pause::Closing || conn.ending;
+            let leaves = conn.session.pause == Pause::Closing || conn.ending || !leads;
             let followers = shared.followers.get();
             let acked = followers.map_or(0, |f| {
                 let least = wait.positions.iter().map(|(uuid, sequence)| f.acked(*uuid, *sequence)).min();
@@ -241,7 +243,6 @@ impl EventLoop {
 
     /// Gives a connection to the member that leads now.
     fn relay(&mut self, index: usize) {
-        let Some(to) = self.dispatch.exec.primary_endpoint() else { return self.close(index) };
         let Some(mut conn) = self.conns.try_remove(index).flatten() else { return };
         self.shared.stats[self.shard].connections.fetch_sub(1, Ordering::Relaxed);
         self.forget(&mut conn);
@@ -252,7 +253,7 @@ impl EventLoop {
         let name = conn.session.client.names.lock().name.clone();
         let version = if conn.session.proto == Proto::Three { 3 } else { 2 };
         let input = std::mem::take(&mut conn.input);
-        self.shared.relays.start(Relayed { stream: conn.stream.into(), input, version, name, to });
+        self.shared.relays.start(Relayed { stream: conn.stream.into(), input, version, name });
     }
 
     pub(super) fn close(&mut self, index: usize) {

@@ -52,7 +52,12 @@ impl Executor {
     /// Whether this primary is about to stop leading. What clients ask waits; what another loop handed over was begun there
     /// and is still executed.
     pub(in crate::shard) fn is_ending(&self) -> bool {
-        self.at_begin.ending && self.primary
+        self.at_begin.ending && self.has_led()
+    }
+
+    /// Whether this member leads, or did until a moment ago and follows nobody yet.
+    pub(in crate::shard) fn has_led(&self) -> bool {
+        self.primary || self.fenced
     }
 
     /// Whether a command that [`Executor::admit`] refuses so is to wait instead: the reign changes, and soon it is known how.

@@ -19,8 +19,7 @@ use foldhash::fast::RandomState;
 use parovoz_dataplane_core::batch::BatchBuilder;
 use parovoz_dataplane_core::command::key::{self, Key};
 use parovoz_dataplane_core::command::{CommandError, table};
-use parovoz_dataplane_core::member::Endpoint;
-use parovoz_dataplane_core::types::{Limits, PrefixName, PrefixUuid, Sequence};
+use parovoz_dataplane_core::types::{Limits, PrefixName, PrefixUuid, Reign, ReignRef, Sequence};
 use parovoz_dataplane_core::value;
 use parovoz_engine::Family;
 
@@ -28,7 +27,7 @@ use super::Shared;
 use super::cache::{Cached, ObjectCache};
 use super::conn::{Session, Ticket};
 use super::pending::Pending;
-use super::relay::LIB_NAME;
+use super::relay::next_primary;
 use super::stats::{ShardStats, add};
 use crate::config::Durability;
 use crate::store::RoleView;
@@ -146,6 +145,8 @@ pub(super) struct Executor {
     shown: Vec<gate::Shown>,
     /// W.
     pub(super) required: u32,
+    /// What is batched is committed under this reign or not at all.
+    reign: Option<ReignRef>,
     sync: bool,
     pub(super) now_ms: u64,
     boot_ms: u64,
@@ -196,6 +197,7 @@ impl Executor {
             at_begin: gate::AtBegin::default(),
             shown: Vec::new(),
             required: role.required_acks(),
+            reign: role.reign.as_ref().map(Reign::to_ref),
             role,
             sync: true,
             now_ms: 0,
@@ -257,6 +259,7 @@ impl Executor {
         self.primary = self.role.is_primary;
         self.fenced = self.role.fenced;
         self.required = self.role.required_acks();
+        self.reign = self.role.reign.as_ref().map(Reign::to_ref);
         self.refresh_prefixes();
         for index in 0..self.states.len() {
             self.take_role(index);
@@ -374,15 +377,9 @@ impl Executor {
         Refusal::ReadOnly(if primary.is_empty() { "unknown at the moment".to_owned() } else { primary.to_owned() })
     }
 
-    /// Where the primary is, if it is another member and known.
-    pub(super) fn primary_endpoint(&self) -> Option<Endpoint> {
-        self.role.primary.clone().filter(|primary| !self.primary && !primary.resp.is_empty())
-    }
-
     /// Whether a client that was served by the primary here can be given to the one that leads now.
     pub(super) fn may_relay(&self, session: &Session) -> bool {
-        let known = self.role.primary.as_ref().is_some_and(|primary| !primary.resp.is_empty());
-        known && session.client.names.lock().lib_name != LIB_NAME && self.shared.relays.has_room()
+        next_primary(&self.shared.store).is_some() && !session.relayed && self.shared.relays.has_room()
     }
 
     /// The primary's address for gRPC clients; empty if unknown.

@@ -89,7 +89,7 @@ impl Executor {
         let bytes = state.builder.finish();
         let size = bytes.len() as u64;
         let started = Instant::now();
-        let result = state.prefix.commit_then(bytes, count, sync);
+        let result = state.prefix.commit_as(self.reign, bytes, count, sync);
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         state.flushes = false;
         let batch = state.batch;

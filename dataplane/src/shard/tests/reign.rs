@@ -1,6 +1,8 @@
 //! What clients see while the primary may not serve, is sealed, or is none any more.
 
 use parovoz_dataplane_core::lease::Serving;
+use parovoz_dataplane_core::types::ReignRef;
+use redis::Commands as _;
 
 use super::*;
 
@@ -25,17 +27,127 @@ impl Pair {
         pair
     }
 
-    fn step_down(&self) {
+    /// The next one's address, under an identity.
+    fn follow(&self, identity: DataUuid) {
         let address = self.next.shards.address();
         let primary = Endpoint {
+            data_uuid: Some(identity),
             resp: format!("nobody.invalid:{}", address.port()),
             ip: address.ip().to_string(),
             ..Endpoint::default()
         };
         let reign = Some(self.old.reign.clone());
         self.old.store.set_role(RoleView { reign, primary: Some(primary), ..RoleView::default() });
+    }
+
+    fn step_down(&self) {
+        self.follow(self.next.store.data_uuid);
         self.old.store.gate.publish(Serving::default(), 0);
     }
+
+    /// A client of the old one that is relayed, and has read an answer of the next one.
+    fn relayed(&self) -> Raw {
+        let mut raw = self.old.raw();
+        raw.send("SET a:k 1\r\n");
+        raw.expect("+OK\r\n");
+        self.step_down();
+        self.next.be(true, false);
+        raw.send("SET a:k 2\r\n");
+        raw.expect("+OK\r\n");
+        assert_eq!(self.old.sum(|s| &s.relayed), 1);
+        raw
+    }
+}
+
+#[test]
+fn who_asks_for_the_first_time_while_the_primary_changes_is_relayed_too() {
+    let pair = Pair::new();
+    let (mut writer, mut reader) = (pair.old.raw(), pair.old.raw());
+    pair.old.store.gate.publish(OPEN, clock::boot_ms() + 60_000);
+    writer.send("SET a:k 2\r\n");
+    writer.expect_silence();
+    pair.old.store.gate.hold_until(clock::boot_ms() + 60_000);
+    pair.old.be(false, true);
+    pair.old.store.gate.publish(Serving::default(), 0);
+    reader.send("GET a:k\r\n");
+    reader.expect_silence();
+    pair.next.be(true, false);
+    pair.follow(pair.next.store.data_uuid);
+    pair.old.store.gate.hold_until(0);
+    writer.expect("+OK\r\n");
+    // It may have overtaken the writer.
+    let answer = reader.take(5);
+    assert!(answer.starts_with("$-1") || answer.starts_with("$1"), "{answer}");
+    assert_eq!(pair.old.sum(|s| &s.relayed), 2);
+}
+
+#[test]
+fn nobody_is_relayed_to_another_who_answers_at_the_members_address() {
+    let pair = Pair::new();
+    pair.next.be(true, false);
+    let mut raw = pair.old.raw();
+    raw.send("SET a:k 1\r\n");
+    raw.expect("+OK\r\n");
+    pair.follow(DataUuid(Uuid::new_v4()));
+    pair.old.store.gate.publish(Serving::default(), 0);
+    raw.send("SET a:k 2\r\n");
+    assert_eq!(raw.0.read(&mut [0]).unwrap(), 0, "it is closed");
+    assert_eq!(pair.next.redis().get::<_, Option<String>>("a:k").unwrap(), None);
+}
+
+#[test]
+fn a_relay_ends_once_another_member_leads() {
+    let pair = Pair::new();
+    let mut raw = pair.relayed();
+    pair.follow(DataUuid(Uuid::new_v4()));
+    assert_eq!(raw.0.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn what_is_relayed_when_the_member_stops_is_still_answered() {
+    let pair = Pair::new();
+    let mut raw = pair.relayed();
+    pair.next.store.gate.publish(OPEN, clock::boot_ms() + 60_000);
+    raw.send("SET a:k 3\r\n");
+    raw.expect_silence();
+    let Pair { mut old, next } = pair;
+    std::thread::scope(|scope| {
+        let stopping = scope.spawn(|| old.shards.stop(PATIENCE));
+        raw.expect_silence();
+        next.store.gate.publish(OPEN, 0);
+        raw.expect("+OK\r\n");
+        assert_eq!(raw.0.read(&mut [0]).unwrap(), 0);
+        assert!(stopping.join().unwrap());
+    });
+}
+
+#[test]
+fn a_wait_is_answered_when_nobody_can_acknowledge_any_more() {
+    let rig = Rig::new().prefixes(&["a"]);
+    let mut raw = rig.raw();
+    raw.send("SET a:k v\r\nWAIT 1 0\r\n");
+    raw.expect("+OK\r\n");
+    raw.expect_silence();
+    rig.be(false, true);
+    raw.expect_silence();
+    rig.become_replica();
+    raw.expect(":0\r\n");
+}
+
+#[test]
+fn a_batch_that_was_begun_under_another_reign_is_not_committed() {
+    let rig = Rig::new().prefixes(&["a"]);
+    let mut raw = rig.raw();
+    raw.send("SET a:k 1\r\n");
+    raw.expect("+OK\r\n");
+    let prefix = rig.store.prefix(b"a").unwrap();
+    // The writer changes, and the loops have not heard of it yet.
+    prefix.set_writer(Some(ReignRef { epoch: Epoch(2), ..rig.reign.to_ref() }));
+    raw.send("SET a:k 2\r\n");
+    raw.expect_line("-TRYAGAIN");
+    prefix.set_writer(Some(rig.reign.to_ref()));
+    raw.send("GET a:k\r\n");
+    raw.expect("$1\r\n1\r\n");
 }
 
 #[test]
