@@ -278,6 +278,7 @@ impl EventLoop {
             }
         }
         self.dispatch.exec.publish_counts();
+        self.shared.inboxes[self.shard].end_pass(self.dispatch.exec.is_syncing());
         let now = clock::boot_ms();
         if now.saturating_sub(self.last_tick) >= TICK_MS {
             self.last_tick = now;

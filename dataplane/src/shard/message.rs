@@ -238,11 +238,19 @@ pub(super) struct Inbox {
     rung: AtomicBool,
     /// Passes begun.
     passes: AtomicU64,
+    /// At the end of the last pass replies waited for the disk.
+    owes: AtomicBool,
 }
 
 impl Inbox {
     pub(super) fn new(waker: mio::Waker) -> Self {
-        Self { queue: Mutex::default(), waker, rung: AtomicBool::new(false), passes: AtomicU64::new(0) }
+        Self {
+            queue: Mutex::default(),
+            waker,
+            rung: AtomicBool::new(false),
+            passes: AtomicU64::new(0),
+            owes: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn push(&self, message: Message) {
@@ -255,6 +263,11 @@ impl Inbox {
         self.passes.fetch_add(1, Ordering::SeqCst);
         self.rung.store(false, Ordering::SeqCst);
         into.append(&mut self.queue.lock());
+    }
+
+    /// The end of a pass, and whether replies wait for the disk then.
+    pub(super) fn end_pass(&self, owes: bool) {
+        self.owes.store(owes, Ordering::SeqCst);
     }
 
     /// Whether somebody rang since the last [`Inbox::take`].
@@ -274,5 +287,9 @@ impl Wake for Inbox {
 
     fn passes(&self) -> u64 {
         self.passes.load(Ordering::SeqCst)
+    }
+
+    fn owes(&self) -> bool {
+        self.owes.load(Ordering::SeqCst)
     }
 }

@@ -28,6 +28,8 @@ use crate::config::Settings;
 const HUNG_SYNC_MS: u64 = 10_000;
 /// What loops have begun is answered by then, or withheld by the gate.
 const SETTLE: Duration = Duration::from_millis(50);
+/// What was committed is durable by then, or its outcome unknown.
+const SETTLE_DISK: Duration = Duration::from_millis(400);
 /// Between two looks at how far the loops are.
 const SETTLE_LOOK: Duration = Duration::from_micros(200);
 
@@ -119,6 +121,9 @@ pub trait Wake: Send + Sync + std::fmt::Debug {
 
     /// How many passes it has begun.
     fn passes(&self) -> u64;
+
+    /// Whether replies waited for the disk at the end of its last pass.
+    fn owes(&self) -> bool;
 }
 
 /// See the module.
@@ -323,19 +328,26 @@ impl Store {
         self.gate.end_until(ms);
         let until = Instant::now() + SETTLE;
         // What a pass has handed to another loop is executed by the first pass that begins there after it.
-        let _ = self.passes_end(1, until) && self.passes_end(2, until);
+        if self.passes_end(1, until) && self.passes_end(2, until) {
+            self.await_loops(until + SETTLE_DISK, |l, _| !l.owes());
+        }
     }
 
     /// Waits until each loop has begun `passes` more; false if some did not in time.
     fn passes_end(&self, passes: u64, until: Instant) -> bool {
+        let begun: Vec<u64> = self.loops.get().into_iter().flatten().map(|l| l.passes()).collect();
+        self.await_loops(until, |l, n| begun.get(n).is_none_or(|begun| l.passes() >= begun + passes))
+    }
+
+    /// Wakes the loops until each is so; false if some were not in time.
+    fn await_loops(&self, until: Instant, is_so: impl Fn(&dyn Wake, usize) -> bool) -> bool {
         let Some(loops) = self.loops.get() else { return true };
-        let wanted: Vec<u64> = loops.iter().map(|l| l.passes() + passes).collect();
         loop {
-            let mut late = loops.iter().zip(&wanted).filter(|(l, wanted)| l.passes() < **wanted).peekable();
+            let mut late = loops.iter().enumerate().filter(|(n, l)| !is_so(l.as_ref(), *n)).peekable();
             if late.peek().is_none() {
                 return true;
             }
-            late.for_each(|(l, _)| l.wake());
+            late.for_each(|(_, l)| l.wake());
             if Instant::now() >= until {
                 return false;
             }

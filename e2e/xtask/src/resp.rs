@@ -1,7 +1,7 @@
 //! Writing to and reading from one member over RESP, and digests of what was read, computed outside the data plane.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::Connection;
 use sha2::{Digest, Sha256};
@@ -12,6 +12,9 @@ use crate::kube::{Forward, Kube};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// What is refused for so long was not refused for a change of reign.
+const AGAIN_LIMIT: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(100);
 /// Records of one pipeline; together with the size below it bounds what waits for answers.
 const BATCH_RECORDS: usize = 500;
 const BATCH_BYTES: usize = 1 << 20;
@@ -70,8 +73,18 @@ impl Client {
         Ok(done)
     }
 
+    /// Writes a batch; once more where the member answered that it could not, or that it does not know: a reign that changes
+    /// takes a moment, and the same records written twice are the same.
     fn send(&mut self, batch: &redis::Pipeline) -> Result<()> {
-        batch.exec(&mut self.connection).doing(|| format!("write to {}", self.target))
+        let until = Instant::now() + AGAIN_LIMIT;
+        loop {
+            match batch.exec(&mut self.connection) {
+                Err(e) if !e.is_io_error() && !e.is_connection_dropped() && Instant::now() < until => {
+                    std::thread::sleep(AGAIN);
+                }
+                sent => return sent.doing(|| format!("write to {}", self.target)),
+            }
+        }
     }
 
     /// Reads every record of every prefix; `progress` hears how many so far.

@@ -49,6 +49,25 @@ fn a_write_is_answered_once_it_is_durable_and_other_reads_do_not_wait_for_it() {
 }
 
 #[test]
+fn before_an_order_closes_the_gate_what_is_committed_becomes_durable_and_is_answered() {
+    let (rig, disk) = rig();
+    let mut writer = rig.raw();
+    disk.hold(true);
+    writer.send("SET a:k v\r\n");
+    wait_until("the sync is under way", || disk.syncs() == 1);
+    std::thread::scope(|scope| {
+        let settling = scope.spawn(|| {
+            rig.store.settle_loops(clock::boot_ms() + 60_000);
+            rig.store.gate.publish(Serving::default(), 0);
+        });
+        writer.expect_silence_for_now();
+        disk.hold(false);
+        writer.expect("+OK\r\n");
+        settling.join().unwrap();
+    });
+}
+
+#[test]
 fn what_comes_during_a_sync_shares_the_next_one() {
     let (rig, disk) = rig();
     disk.hold(true);
