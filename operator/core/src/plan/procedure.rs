@@ -12,6 +12,7 @@ use super::record::{
     self, NewReign, PROMOTING_DEADLINE, Past, SEALING_DEADLINE, answering, begin, between, change_allowed, deadline,
     elapsed, evidence, may_have_served, may_try_again, swap_with,
 };
+use super::suspect::hangs;
 use super::{Context, EventReason, LeaseWrite, OrderKind, Plan, Step, WHILE_REIGN_BEGINS, first, planned};
 use crate::observed::{ReignRef, Report};
 use crate::quorum::{self, Ballots, Decided, Decision, Proof, Undecided, Vote};
@@ -97,7 +98,31 @@ pub(crate) fn sealing(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
         return Some(record);
     }
     seal_all(context, plan, current, &case);
+    if let Some(name) = returning(context, spec, &case) {
+        let message =
+            format!("{name} was started anew and has not sealed yet: what only it has would be lost without it");
+        plan.wait(WaitingReason::MemberMustAnswer, message, context.kubectl("logs", &name));
+        return Some(current.clone());
+    }
     Some(conclude(context, plan, spec, &case).unwrap_or_else(|| current.clone()))
+}
+
+/// The primary that is back, as long as it may yet seal: its own end is a fence, so the others could go on without what only
+/// it has.
+fn returning(context: &Context<'_>, spec: &StoreReignSpec, case: &Case) -> Option<String> {
+    let current = &spec.current;
+    let before = &record::last_served(spec)?.primary;
+    let (ordinal, report) = answering(context).get(before.as_str()).copied()?;
+    let late = elapsed(&current.begun_at, context.observed.now) > SEALING_DEADLINE;
+    let sealed = case.ballots.contains_key(before);
+    let waits = current.cause == ReignCause::PrimaryRestarted && !sealed && !late && !hangs(report);
+    waits.then(|| context.name(ordinal))
+}
+
+/// Why only the primary that was started anew may lead, if no other may take its place now.
+fn reserved(context: &Context<'_>, spec: &StoreReignSpec) -> Option<(WaitingReason, String)> {
+    let restarted = spec.current.cause == ReignCause::PrimaryRestarted && !spec.current.accept_loss;
+    restarted.then(|| change_allowed(context, spec).err()).flatten()
 }
 
 /// True if a member that answers promised something that forbids it to seal or follow this reign.
@@ -211,8 +236,9 @@ fn conclude(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec, case:
         }
     };
     let Some((candidate, (ordinal, report))) = choose(context, spec, case, &decision) else {
-        let message = "no member that has sealed could lead".to_owned();
-        plan.wait(WaitingReason::CandidateMissing, message, context.promote_command(current, false));
+        let nobody = || (WaitingReason::CandidateMissing, "no member that has sealed could lead".to_owned());
+        let (reason, message) = reserved(context, spec).unwrap_or_else(nobody);
+        plan.wait(reason, message, context.promote_command(current, false));
         return None;
     };
     if let Some(message) = too_far_behind(context, current, case, report) {
@@ -239,11 +265,8 @@ fn choose<'a>(
     let mut among: BTreeSet<String> = current.members.iter().map(|member| member.data_uuid.clone()).collect();
     if current.accept_loss {
         among = BTreeSet::from([current.primary.clone()]);
-    } else if current.cause == ReignCause::PrimaryRestarted
-        && case.ballots.get(&before).is_some_and(|ballot| ballot.can_lead)
-        && change_allowed(context, spec).is_err()
-    {
-        // It is back, and no other may take its place now: it fetches what it lacks.
+    } else if reserved(context, spec).is_some() {
+        // It fetches what it lacks; if it is gone again, it is waited for.
         among = BTreeSet::from([before.clone()]);
     }
     let olds = if current.accept_loss { Vec::new() } else { case.reigns() };

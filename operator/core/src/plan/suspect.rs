@@ -62,7 +62,7 @@ fn present<'a>(
     if !report.leads(epoch, &current.reign_id) {
         return suspect(ReignCause::PrimaryRestarted, report.uptime, format!("{name} was started anew"));
     }
-    if let Some(stalled) = report.stalled_fsync.filter(|stalled| *stalled >= STALLED) {
+    if let Some(stalled) = report.stalled_fsync.filter(|_| hangs(report)) {
         return suspect(ReignCause::PrimaryStalled, stalled, format!("the disk of {name} hangs"));
     }
     let w = usize::try_from(current.min_sync_replicas).unwrap_or(0);
@@ -71,6 +71,11 @@ fn present<'a>(
         return suspect(ReignCause::PrimaryStalled, CUT_OFF, format!("{name} is cut off from its replicas"));
     }
     Verdict::Healthy(ordinal, report)
+}
+
+/// True if the disk of a member hangs: it answers, and can promise or acknowledge nothing.
+pub(super) fn hangs(report: &Report) -> bool {
+    report.stalled_fsync.is_some_and(|stalled| stalled >= STALLED)
 }
 
 /// Members of the reign that answer, other than the primary.
