@@ -241,7 +241,7 @@ fn conclude(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec, case:
         plan.wait(reason, message, context.promote_command(current, false));
         return None;
     };
-    if let Some(message) = too_far_behind(context, current, case, report) {
+    if let Some(message) = too_far_behind(context, current, case, &decision, report) {
         plan.wait(WaitingReason::LagAboveLimit, message, context.promote_command(current, false));
         return None;
     }
@@ -275,8 +275,15 @@ fn choose<'a>(
 }
 
 /// Where writes waited for no replica: whether the candidate lacks too much, as far as it knows.
-fn too_far_behind(context: &Context<'_>, current: &ReignRecord, case: &Case, report: &Report) -> Option<String> {
-    let open = |past: &&Past| past.reign.w == 0 && !case.ballots.contains_key(&past.reign.primary);
+fn too_far_behind(
+    context: &Context<'_>,
+    current: &ReignRecord,
+    case: &Case,
+    decision: &Decision,
+    report: &Report,
+) -> Option<String> {
+    // A primary that sealed and does not know its position says nothing of what is missing.
+    let open = |past: &&Past| past.reign.w == 0 && !quorum::knows(&case.ballots, &past.reign.primary, decision);
     let past = case.olds.iter().find(open)?;
     if current.accept_loss || past.reign.primary == report.data_uuid {
         return None;
