@@ -138,7 +138,8 @@ pub(super) fn outdated(context: &Context<'_>, plan: &mut Plan, spec: &StoreReign
     // Members that sealed for a reign that nobody led take no orders of the recorded one.
     let outrun = current.phase != ReignPhase::Sealing && procedure::outrun(context, current);
     let shows = outrun || reports.any(promised);
-    if current.accept_loss || !shows || parovoz_mutant::on("restored-record-asks-nobody") {
+    let accepted = current.accept_loss && current.phase != ReignPhase::Serving;
+    if accepted || !shows || parovoz_mutant::on("restored-record-asks-nobody") {
         return None;
     }
     plan.within(WHILE_REIGN_BEGINS);

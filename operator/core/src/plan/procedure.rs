@@ -445,8 +445,16 @@ fn leads(
     let name = context.name(ordinal);
     if report.serves_all() {
         let now = MicroTime(context.observed.now);
-        let record =
-            ReignRecord { phase: ReignPhase::Serving, deadline: None, serving_since: Some(now), ..current.clone() };
+        // What a person accepted or attested was about the reigns before this one.
+        let (accept_loss, attested) = (false, false);
+        let record = ReignRecord {
+            phase: ReignPhase::Serving,
+            deadline: None,
+            serving_since: Some(now),
+            accept_loss,
+            attested,
+            ..current.clone()
+        };
         plan.event(false, EventReason::PrimaryServing, format!("{name} serves at epoch {}", current.epoch));
         let receipt = receipt::served(spec, &record);
         let record = swap_with(context, plan, record, receipt, spec.forks.clone());
