@@ -19,7 +19,7 @@ mod suspect;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use parovoz_api::{ConditionReason, ReignRecord, StoreReignSpec, Waiting, WaitingReason};
+use parovoz_api::{ConditionReason, ReignPhase, ReignRecord, StoreReignSpec, Waiting, WaitingReason};
 
 pub use labels::RoleLabels;
 pub use members::target;
@@ -198,6 +198,15 @@ impl Plan {
             && self.lease.is_none()
             && self.operations.is_empty()
             && self.orders.is_empty()
+    }
+
+    /// True if it only brings objects about, for a store whose primary serves and that waits for nothing: what is refused of
+    /// it may be tried again later.
+    #[must_use]
+    pub fn can_rest(&self, observed: &Observed) -> bool {
+        let serving = observed.own_reign().is_some_and(|reign| reign.spec.current.phase == ReignPhase::Serving);
+        let only_objects = Self { objects: Vec::new(), deletes: Vec::new(), ..self.clone() }.changes_nothing();
+        serving && only_objects && self.waiting.is_empty() && self.requeue_after >= SOON
     }
 
     /// Look again within this time.

@@ -415,6 +415,8 @@ pub(super) fn sealing(
     // The old primary's own votes decide; if they do not, the others are asked.
     let decision = case.decide(false).ok()?;
     if current.cause == ReignCause::Degraded && !announced(context) {
+        let message = "the status must say first that writes will be acknowledged without any replica".to_owned();
+        plan.wait(WaitingReason::QuorumLost, message, None);
         return Some(current.clone());
     }
     let late = elapsed(&current.begun_at, context.observed.now) > CATCH_UP;
