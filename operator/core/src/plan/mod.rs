@@ -230,18 +230,17 @@ pub(crate) struct Context<'a> {
     pub(crate) target: &'a [u32],
 }
 
-/// How long a member counts as silent whose pod is gone or holds another volume.
+/// How long a member counts as silent whose pod is gone, holds another volume, or can say nothing for it.
 const GONE: Duration = Duration::from_secs(3);
 
 impl Context<'_> {
     /// For how long the member of this identity, once in the pod of this name, has not answered.
     pub(crate) fn silence_of(&self, data_uuid: &str, name: &str) -> Duration {
         let pod = self.ordinal(name).and_then(|ordinal| self.observed.pod(ordinal));
-        let Some(pod) = pod else { return GONE };
-        match self.observed.answer(pod.ordinal) {
+        match pod.and_then(|pod| self.observed.answer(pod.ordinal)) {
             Some(report) if report.data_uuid == data_uuid => Duration::ZERO,
             Some(_) => GONE,
-            None => self.observed.silence(pod.ordinal),
+            None => pod.and_then(|pod| self.observed.silence(pod.ordinal)).unwrap_or(GONE),
         }
     }
 

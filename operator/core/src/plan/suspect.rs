@@ -94,10 +94,14 @@ pub(super) fn lost_beats(report: &Report) -> bool {
 fn absent<'a>(context: &Context<'a>, current: &ReignRecord, name: &str) -> Verdict<'a> {
     let pod = context.ordinal(name).and_then(|ordinal| context.observed.pod(ordinal));
     let there = pod.filter(|pod| context.observed.answer(pod.ordinal).is_none());
-    // Without its pod, the last of its followers to hear it knows best since when it is gone.
-    let heard = followers(context, current).filter_map(|report| report.primary_silence).min();
-    let since = there.map_or(heard.unwrap_or_default(), |pod| context.observed.silence(pod.ordinal));
-    if since < context.settings.failover.delay {
+    let silence = there.and_then(|pod| context.observed.silence(pod.ordinal));
+    // The last of its followers to hear it knows since when it is gone though its pod was made anew. One that never heard it
+    // misses it since its own start.
+    let missed = |report: &Report| report.primary_silence.unwrap_or(report.uptime);
+    let heard = followers(context, current).map(missed).min().unwrap_or_default();
+    // Never longer than the operator itself has missed it: what a candidate lacks is judged by this.
+    let since = silence.unwrap_or(heard);
+    if since.max(heard) < context.settings.failover.delay {
         let message = format!("the primary {name} does not answer; failover.delay is waited out");
         return Verdict::Wait(WaitingReason::PrimaryMustReturn, message);
     }
