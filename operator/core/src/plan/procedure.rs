@@ -393,6 +393,9 @@ pub(crate) fn promoting(context: &Context<'_>, plan: &mut Plan, spec: &StoreReig
     let answering = answering(context);
     let name = member_name(spec, &current.primary);
     if let Some((ordinal, report)) = answering.get(current.primary.as_str()).copied() {
+        if hangs(report) && !(report.leads(epoch, &current.reign_id) && report.serves_all()) {
+            return stalled(context, plan, spec, &name);
+        }
         if report.leads(epoch, &current.reign_id) {
             return Some(leads(context, plan, spec, (ordinal, report)));
         }
@@ -427,11 +430,28 @@ fn failed(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec, summary
     if first::nothing_anywhere(context) {
         return if may_try_again(context, spec) { first::again(context, plan) } else { Some(spec.current.clone()) };
     }
-    if let Err((reason, message)) = super::suspect::probe(context, spec, ReignCause::CandidateFailed) {
+    without(context, plan, spec, ReignCause::CandidateFailed, summary)
+}
+
+/// The disk of the candidate hangs: the others go on, as far as they can without it.
+fn stalled(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec, name: &str) -> Option<ReignRecord> {
+    let summary = format!("the disk of {name} hangs while it is to begin epoch {}", spec.current.epoch);
+    without(context, plan, spec, ReignCause::PrimaryStalled, summary)
+}
+
+/// The next epoch, if the votes that are in reach without the candidate suffice.
+fn without(
+    context: &Context<'_>,
+    plan: &mut Plan,
+    spec: &StoreReignSpec,
+    cause: ReignCause,
+    summary: String,
+) -> Option<ReignRecord> {
+    if let Err((reason, message)) = super::suspect::probe(context, spec, cause) {
         plan.wait(reason, format!("{summary}; {message}"), context.promote_command(&spec.current, false));
         return Some(spec.current.clone());
     }
-    next(context, plan, spec, ReignCause::CandidateFailed, summary)
+    next(context, plan, spec, cause, summary)
 }
 
 /// The candidate leads: the others follow it; the reign is Serving once every prefix is served.
