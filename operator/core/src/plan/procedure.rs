@@ -249,7 +249,21 @@ fn conclude(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec, case:
         return None;
     }
     plan.step = Some(Step::Lead);
-    Some(promote(context, plan, current, (ordinal, report), &decision, false))
+    let cause = in_truth(context, current, case);
+    Some(promote(context, plan, &ReignRecord { cause, ..current.clone() }, (ordinal, report), &decision, false))
+}
+
+/// Why a reign is promoted: one that was planned and whose old primary was lost before it sealed is a failover.
+fn in_truth(context: &Context<'_>, current: &ReignRecord, case: &Case) -> ReignCause {
+    let Some(past) = case.olds.first().filter(|past| !case.ballots.contains_key(&past.reign.primary)) else {
+        return current.cause;
+    };
+    match current.cause.planned() {
+        false => current.cause,
+        true if ended(context, &past.process) => ReignCause::PrimaryDead,
+        true if answering(context).contains_key(past.reign.primary.as_str()) => ReignCause::PrimaryStalled,
+        true => ReignCause::PrimarySilent,
+    }
 }
 
 /// Who is to lead, as far as it answers.
@@ -317,6 +331,7 @@ pub(crate) fn pulled(
         return true;
     }
     let Some((ordinal, report)) = answering.get(candidate).copied() else { return false };
+    receipt::copied(context, plan, current, case, decision, candidate);
     let mut names = Vec::new();
     for tail in tails {
         let Some((source, _)) = answering.get(tail.source.as_str()) else { continue };
