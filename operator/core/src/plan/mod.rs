@@ -309,8 +309,9 @@ pub fn plan(observed: &Observed) -> Plan {
     // An answer to any of these is the next step's ground; silence may take a while to be believed.
     plan.urgent |= plan.orders.iter().any(|order| match order.kind {
         OrderKind::Seal { evidence, .. } => evidence != SealEvidence::Silent,
-        OrderKind::Pull { .. } | OrderKind::Freeze { .. } | OrderKind::Promote { .. } => true,
-        OrderKind::Follow { .. } => false,
+        OrderKind::Freeze { .. } | OrderKind::Promote { .. } => true,
+        // A pull is answered before it is done; that it is done is news by itself.
+        OrderKind::Pull { .. } | OrderKind::Follow { .. } => false,
     });
     let pause = if !plan.changes_nothing() {
         SOON
