@@ -89,7 +89,7 @@ pub(crate) fn sealing(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
     }
     let case = Case::new(context, spec);
     raise_lease(context, plan, current, &case);
-    if case.olds.is_empty() || first::nothing_anywhere(context) {
+    if case.olds.is_empty() || first::nothing_anywhere(context, plan) {
         return first::sealing(context, plan, current);
     }
     if current.cause.planned()
@@ -442,7 +442,7 @@ pub(crate) fn promoting(context: &Context<'_>, plan: &mut Plan, spec: &StoreReig
 
 /// The next epoch at once: the remaining votes decide.
 fn failed(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec, summary: String) -> Option<ReignRecord> {
-    if first::nothing_anywhere(context) {
+    if first::nothing_anywhere(context, plan) {
         return if may_try_again(context, spec) { first::again(context, plan) } else { Some(spec.current.clone()) };
     }
     without(context, plan, spec, ReignCause::CandidateFailed, summary)
