@@ -9,8 +9,8 @@ use parovoz_api::{ReignCause, ReignPhase, ReignRecord, StoreReignSpec, WaitingRe
 
 use super::orders::{PrefixPosition, SealEvidence, endpoint, follow, known, order};
 use super::record::{
-    self, NewReign, PROMOTING_DEADLINE, Past, SEALING_DEADLINE, answering, begin, between, change_allowed, deadline,
-    elapsed, evidence, may_have_served, may_try_again, swap_with,
+    self, NewReign, PROMOTING_DEADLINE, Past, SEALING_DEADLINE, answering, begin, change_allowed, deadline, elapsed,
+    evidence, may_have_served, may_try_again, swap_with,
 };
 use super::suspect::hangs;
 use super::{Context, EventReason, LeaseWrite, OrderKind, Plan, Step, WHILE_REIGN_BEGINS, first, planned};
@@ -302,8 +302,8 @@ fn too_far_behind(
     if current.accept_loss || past.reign.primary == report.data_uuid {
         return None;
     }
-    let since = between(current.suspected_at.as_ref().unwrap_or(&current.begun_at), context.observed.now);
-    if report.primary_silence.is_none_or(|silence| silence > since + past.reign.lease) {
+    let since = elapsed(current.suspected_at.as_ref().unwrap_or(&current.begun_at), context.observed.now);
+    if report.primary_silence.is_none_or(|silence| silence > since.saturating_add(past.reign.lease)) {
         return Some(
             "the candidate had not heard from the primary for longer than the Lease when it failed".to_owned(),
         );
