@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use futures::{Stream, StreamExt};
 use kube::runtime::controller::{Action, Config, Error as RuntimeError, applier};
 use kube::{Client, Resource};
-use parovoz_api::ReplicatedStore;
+use parovoz_api::{ReplicatedStore, ReplicatedStoreStatus};
 use parovoz_operator_core::observed::Observed;
 use parovoz_operator_core::plan::{Plan, RoleLabels, SOON, plan};
 use parovoz_operator_core::status::Failure;
@@ -20,7 +20,7 @@ use crate::member::Members;
 use crate::metrics::{Metrics, PassResult};
 use crate::steps::apply::{Applied, Tools, apply};
 use crate::steps::lease::Leases;
-use crate::steps::observe::{Sources, observe};
+use crate::steps::observe::{Sources, observe, store_facts};
 use crate::steps::report::Reporter;
 
 /// Longest pass over one store: its own requests are bounded, this bounds their sum.
@@ -66,7 +66,15 @@ pub async fn reconcile(store: &GuardedStore, context: &Context) -> Result<(Actio
     let mut done = Done::default();
     let mut left = AT_ONCE;
     loop {
-        let (observed, plan, mut applied) = Box::pin(pass(store, context, &mut done)).await?;
+        let (observed, plan, mut applied) = match Box::pin(pass(store, context, &mut done)).await {
+            Ok(done) => done,
+            Err(error) => {
+                if let Ok(facts) = store_facts(store, last_status(store, context)) {
+                    context.reporter.failed(&context.metrics, &facts, &error).await;
+                }
+                return Err(error);
+            }
+        };
         if observed.store.deleting {
             return Ok((Action::requeue(Duration::from_secs(30)), PassResult::Settled));
         }
@@ -132,9 +140,13 @@ impl Done {
     }
 }
 
+/// What this process wrote last about a store.
+fn last_status(store: &ReplicatedStore, context: &Context) -> Option<ReplicatedStoreStatus> {
+    store.metadata.uid.as_deref().and_then(|uid| context.reporter.last(uid))
+}
+
 /// Observe, plan, carry out.
 async fn pass(store: &ReplicatedStore, context: &Context, done: &mut Done) -> Result<(Observed, Plan, Applied), Error> {
-    let last = store.metadata.uid.as_deref().and_then(|uid| context.reporter.last(uid));
     let sources = Sources {
         client: &context.client,
         caches: &context.caches,
@@ -142,7 +154,7 @@ async fn pass(store: &ReplicatedStore, context: &Context, done: &mut Done) -> Re
         leases: &context.leases,
         default_image: &context.default_image,
     };
-    let observed = observe(&sources, store, last).await?;
+    let observed = observe(&sources, store, last_status(store, context)).await?;
     let mut plan = plan(&observed);
     done.leave_out(&mut plan);
     let tools = Tools { client: &context.client, members: &context.members, metrics: &context.metrics };
