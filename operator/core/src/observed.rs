@@ -576,13 +576,15 @@ impl Observed {
         self.contacts.get(&self.pod(ordinal)?.name)?.report.as_ref()
     }
 
-    /// For how long a member has not answered; zero if it answers.
+    /// For how long a member has not answered; zero if it answers. None if nothing is known of that: its pod has no address,
+    /// or what is up there does not know whose volume it has.
     #[must_use]
-    pub fn silence(&self, ordinal: u32) -> Duration {
+    pub fn silence(&self, ordinal: u32) -> Option<Duration> {
         if self.answer(ordinal).is_some() {
-            return Duration::ZERO;
+            return Some(Duration::ZERO);
         }
-        let contact = self.pod(ordinal).and_then(|pod| self.contacts.get(&pod.name));
-        contact.map_or(Duration::ZERO, |contact| contact.unreachable_for.max(contact.age))
+        let contact = self.contacts.get(&self.pod(ordinal)?.name)?;
+        let nobody = contact.fresh().is_some_and(|report| report.data_uuid.is_empty());
+        (!nobody).then(|| contact.unreachable_for.max(contact.age))
     }
 }

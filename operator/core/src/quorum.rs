@@ -259,6 +259,12 @@ fn enough(old: &OldReign, ballots: &Ballots, prefix: &str, name: &str, highest: 
     Err(Undecided::TooFewVotes { prefix: name.to_owned(), epoch: old.epoch, counted, needed })
 }
 
+/// True if a member that sealed knows its position in every prefix that was decided, so that nothing it has is overlooked.
+#[must_use]
+pub fn knows(ballots: &Ballots, member: &str, decision: &Decision) -> bool {
+    ballots.get(member).is_some_and(|ballot| decision.keys().all(|uuid| ballot.vote(uuid).known().is_some()))
+}
+
 /// What a member would have to fetch: whole copies, then records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost {

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use parovoz_api::{
-    FailoverPhases, FailoverReceipt, LossOutcome, LostRange, ReignCause, ReignPhase, ReignRecord, StoreReignSpec,
+    FailoverPhases, FailoverReceipt, LossOutcome, LostRange, PastReign, ReignCause, ReignPhase, ReignRecord,
+    StoreReignSpec,
 };
 
 use crate::observed::{Position, ReignRef, Report};
 use crate::plan::procedure::{Case, member_name};
 use crate::plan::record::{answering, last_served, swap_with};
 use crate::plan::{Context, EventReason, OrderKind, Plan, SealEvidence, orders};
-use crate::quorum::{Decision, Vote};
+use crate::quorum::{Ballot, Decided, Decision, Vote};
 
 /// Prefixes whose beginnings are kept until the old primary is found.
 const FORKS: usize = 1024;
@@ -21,7 +22,7 @@ const FORKS: usize = 1024;
 const RANGES: usize = 64;
 
 /// The receipt of the reign that a plan is about to promote, and where it begins in each prefix. What is on record stays
-/// if the reign is planned or the primary is the same again.
+/// if the primary is the same again, or was relieved on purpose and nothing of it can be missing.
 pub(crate) fn begun(
     context: &Context<'_>,
     plan: &mut Plan,
@@ -30,40 +31,102 @@ pub(crate) fn begun(
 ) -> (Option<FailoverReceipt>, BTreeMap<String, String>) {
     let Some(spec) = context.observed.own_reign().map(|reign| &reign.spec) else { return (None, BTreeMap::new()) };
     let unchanged = (spec.last_failover.clone(), spec.forks.clone());
-    let Some(old) = last_served(spec) else { return unchanged };
-    if record.cause.planned() || record.cause == ReignCause::First || old.primary == record.primary {
+    let Some(old) = last_served(spec).filter(|_| record.cause != ReignCause::First) else { return unchanged };
+    let stands = since(spec, old);
+    if old.primary == record.primary {
+        // Whoever was to take its place meanwhile never served.
+        let never_was = stands.is_some_and(|receipt| receipt.to != receipt.from);
+        return if never_was { (None, BTreeMap::new()) } else { unchanged };
+    }
+    let case = Case::new(context, spec);
+    let whole = |primary: &String| case.ballots.get(primary).is_some_and(|ballot| is_within(ballot, decision));
+    if record.cause.planned() && case.olds.first().is_some_and(|past| whole(&past.reign.primary)) {
         return unchanged;
     }
-    let ballots = Case::new(context, spec).ballots;
-    let found = ballots.get(&old.primary);
-    // Sealed with known votes throughout, it has nothing beyond the decision.
-    let none = found.is_some_and(|ballot| decision.keys().all(|uuid| ballot.vote(uuid).known().is_some()))
-        && !record.accept_loss;
-    let (from, to) = (old.primary_name.clone(), member_name(spec, &record.primary));
-    let top = decision.values().map(|decided| decided.position).fold(Position::default(), |sum, at| Position {
+    let none = whole(&old.primary) && !record.accept_loss;
+    let forks = forks(spec, old, decision);
+    let receipt = receipt(record, old, member_name(spec, &record.primary), &forks, none);
+    let note = format!(
+        "{} takes the place of {} at epoch {}: {:?}; lost: {}",
+        receipt.to, receipt.from, record.epoch, record.cause, receipt.lost
+    );
+    plan.event(true, EventReason::PrimaryReplaced, note);
+    (Some(receipt), if none || forks.len() > FORKS { BTreeMap::new() } else { forks })
+}
+
+/// A primary that leads on is about to take another's copy of a prefix in which it does not know what it had, and will know
+/// its position afterwards: that is noted first. Where writes wait for replicas, votes proved that none is missing.
+pub(crate) fn copied(
+    context: &Context<'_>,
+    plan: &mut Plan,
+    current: &ReignRecord,
+    case: &Case,
+    decision: &Decision,
+    candidate: &str,
+) {
+    let Some(spec) = context.observed.own_reign().map(|reign| &reign.spec) else { return };
+    let Some(old) = last_served(spec).filter(|old| old.primary == candidate) else { return };
+    let may_lack = current.accept_loss || case.olds.iter().any(|past| past.reign.w == 0);
+    let whole = case.ballots.get(candidate).is_some_and(|ballot| is_within(ballot, decision));
+    let noted = since(spec, old).is_some_and(|receipt| receipt.to == receipt.from);
+    if !may_lack || whole || noted {
+        return;
+    }
+    let receipt = receipt(current, old, old.primary_name.clone(), &forks(spec, old, decision), false);
+    let note = format!("{} takes over copies of others at epoch {}; lost: {}", receipt.to, current.epoch, receipt.lost);
+    plan.event(true, EventReason::LossKnown, note);
+    swap_with(context, plan, current.clone(), Some(receipt), BTreeMap::new());
+}
+
+/// The receipt of a reign that was begun since this one served.
+fn since<'a>(spec: &'a StoreReignSpec, old: &PastReign) -> Option<&'a FailoverReceipt> {
+    spec.last_failover.as_ref().filter(|receipt| receipt.epoch > old.epoch)
+}
+
+/// True if a sealed member has nothing that is not in a decision's history. Records of an earlier epoch may have left it.
+fn is_within(ballot: &Ballot, decision: &Decision) -> bool {
+    let within = |(uuid, decided): (&String, &Decided)| {
+        let at = ballot.vote(uuid).known();
+        at.is_some_and(|at| at.sequence == 0 || at.epoch == decided.position.epoch)
+    };
+    decision.iter().all(within)
+}
+
+fn receipt(
+    record: &ReignRecord,
+    old: &PastReign,
+    to: String,
+    forks: &BTreeMap<String, String>,
+    none: bool,
+) -> FailoverReceipt {
+    let top = forks.values().filter_map(|text| parse(text)).fold(Position::default(), |sum, at| Position {
         epoch: sum.epoch.max(at.epoch),
         sequence: sum.sequence.saturating_add(at.sequence),
     });
-    let lost = if none { "none".to_owned() } else { format!("unknown after ({}, {})", top.epoch, top.sequence) };
-    let note = format!("{to} takes the place of {from} at epoch {}: {:?}; lost: {lost}", record.epoch, record.cause);
-    plan.event(true, EventReason::PrimaryReplaced, note);
-    let receipt = FailoverReceipt {
+    FailoverReceipt {
         at: record.begun_at.clone(),
         epoch: record.epoch,
-        from,
+        from: old.primary_name.clone(),
         from_data_uuid: old.primary.clone(),
         to,
         cause: format!("{:?}", record.cause),
         phases: phases(record),
         outcome: if none { LossOutcome::None } else { LossOutcome::Unknown },
-        lost,
+        lost: if none { "none".to_owned() } else { format!("unknown after ({}, {})", top.epoch, top.sequence) },
         ranges: Vec::new(),
+    }
+}
+
+/// Where the history left the old primary's, in each prefix: where a reign began that did not come to serve, if the decision
+/// goes on from that.
+fn forks(spec: &StoreReignSpec, old: &PastReign, decision: &Decision) -> BTreeMap<String, String> {
+    let before = since(spec, old).and_then(|receipt| u64::try_from(receipt.epoch).ok());
+    let fork = |(uuid, decided): (&String, &Decided)| {
+        let at = decided.position;
+        let earlier = before.filter(|epoch| at.epoch >= *epoch).and_then(|_| spec.forks.get(uuid));
+        (uuid.clone(), earlier.cloned().unwrap_or_else(|| format!("{}.{}", at.epoch, at.sequence)))
     };
-    let fork = |(uuid, decided): (&String, &crate::quorum::Decided)| {
-        (uuid.clone(), format!("{}.{}", decided.position.epoch, decided.position.sequence))
-    };
-    let forks = if none || decision.len() > FORKS { BTreeMap::new() } else { decision.iter().map(fork).collect() };
-    (Some(receipt), forks)
+    decision.iter().map(fork).collect()
 }
 
 /// How long each phase took so far.
@@ -147,9 +210,12 @@ pub(crate) fn resolve(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
 fn compare(spec: &StoreReignSpec, report: &Report) -> (LossOutcome, Vec<LostRange>) {
     let mut ranges = Vec::new();
     let mut unknown = false;
+    let left = |at: Position, fork: Position| at.epoch > fork.epoch && at.sequence <= fork.sequence;
     for prefix in &report.prefixes {
         let fork = spec.forks.get(&prefix.prefix_uuid).and_then(|text| parse(text)).unwrap_or_default();
         match prefix.vote {
+            // It left the history before it came to the fork, nobody knows where.
+            Vote::Known(at) if at.sequence > 0 && (at.epoch < fork.epoch || left(at, fork)) => unknown = true,
             Vote::Known(at) if at.sequence > fork.sequence => ranges.push(LostRange {
                 prefix: prefix.name.clone(),
                 epoch: i64::try_from(at.epoch).unwrap_or(i64::MAX),

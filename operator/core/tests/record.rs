@@ -55,6 +55,17 @@ fn a_restored_record_begins_nothing_before_every_volume_has_answered() {
 }
 
 #[test]
+fn a_loss_that_was_accepted_for_a_reign_that_served_waives_nothing_of_a_restored_record() {
+    let mut world = restored();
+    world.reign.as_mut().unwrap().spec.current.accept_loss = true;
+    world.restart(2);
+    world.steps(5);
+    assert!(world.waits(WaitingReason::MemberMustAnswer));
+    world.heal();
+    nothing_is_lost(&mut world);
+}
+
+#[test]
 fn a_seal_that_the_record_does_not_know_of_is_enough_to_ask_everybody() {
     let mut world = restored();
     let unknown = world.volume(2).unwrap().reign.clone().unwrap();

@@ -138,7 +138,8 @@ pub(super) fn outdated(context: &Context<'_>, plan: &mut Plan, spec: &StoreReign
     // Members that sealed for a reign that nobody led take no orders of the recorded one.
     let outrun = current.phase != ReignPhase::Sealing && procedure::outrun(context, current);
     let shows = outrun || reports.any(promised);
-    if current.accept_loss || !shows || parovoz_mutant::on("restored-record-asks-nobody") {
+    let accepted = current.accept_loss && current.phase != ReignPhase::Serving;
+    if accepted || !shows || parovoz_mutant::on("restored-record-asks-nobody") {
         return None;
     }
     plan.within(WHILE_REIGN_BEGINS);
@@ -267,12 +268,15 @@ pub(super) fn form(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord
     Some(record)
 }
 
-/// True if no reign can have acknowledged anything that is left: none ever served, every wanted member answers, and
-/// nobody holds a single prefix.
-pub(super) fn nothing_anywhere(context: &Context<'_>) -> bool {
-    let ever_served = context.observed.own_reign().is_some_and(|reign| reign.spec.ever_served);
-    let empty = |ordinal: &u32| context.observed.answer(*ordinal).is_some_and(|report| report.prefixes.is_empty());
-    !ever_served && context.target.iter().all(empty)
+/// True if no reign can have acknowledged anything that is left: none ever served, every volume of the store answers, wanted
+/// or not, and nobody holds a single prefix.
+pub(super) fn nothing_anywhere(context: &Context<'_>, plan: &mut Plan) -> bool {
+    let observed = context.observed;
+    let ever_served = observed.own_reign().is_some_and(|reign| reign.spec.ever_served);
+    let mut answers = observed.pods.iter().filter_map(|pod| observed.answer(pod.ordinal));
+    // Whoever is silent is asked for only if nobody is known to hold anything: else votes decide.
+    let holds = ever_served || answers.any(|report| !report.prefixes.is_empty());
+    !holds && every_volume(context, plan, "the first reign").is_some()
 }
 
 /// Ask the one member that is to lead the first reign to seal.
@@ -303,7 +307,13 @@ pub(super) fn sealing(context: &Context<'_>, plan: &mut Plan, current: &ReignRec
 
 /// Begin the first reign over: the member that was to lead is gone or failed, and nobody holds anything.
 pub(super) fn again(context: &Context<'_>, plan: &mut Plan) -> Option<ReignRecord> {
-    let answers = all_answers(context, plan, "the first reign")?;
+    let answers = every_volume(context, plan, "the first reign")?;
+    if let Some((ordinal, _)) = answers.iter().find(|(_, report)| !report.prefixes.is_empty()) {
+        let name = context.name(*ordinal);
+        let message = format!("{name} holds data though the store has never served: nobody is promoted");
+        plan.wait(WaitingReason::NobodyEligible, message, context.kubectl("logs", &name));
+        return None;
+    }
     let wanted = || answers.iter().filter(|(ordinal, _)| context.target.contains(ordinal));
     let (ordinal, report) = wanted().find(|(_, report)| report.blank()).or_else(|| wanted().next())?;
     let ordinals: BTreeSet<u32> = context.target.iter().copied().collect();

@@ -19,7 +19,7 @@ mod suspect;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use parovoz_api::{ConditionReason, ReignRecord, StoreReignSpec, Waiting, WaitingReason};
+use parovoz_api::{ConditionReason, ReignPhase, ReignRecord, StoreReignSpec, Waiting, WaitingReason};
 
 pub use labels::RoleLabels;
 pub use members::target;
@@ -200,6 +200,15 @@ impl Plan {
             && self.orders.is_empty()
     }
 
+    /// True if it only brings objects about, for a store whose primary serves and that waits for nothing: what is refused of
+    /// it may be tried again later.
+    #[must_use]
+    pub fn can_rest(&self, observed: &Observed) -> bool {
+        let serving = observed.own_reign().is_some_and(|reign| reign.spec.current.phase == ReignPhase::Serving);
+        let only_objects = Self { objects: Vec::new(), deletes: Vec::new(), ..self.clone() }.changes_nothing();
+        serving && only_objects && self.waiting.is_empty() && self.requeue_after >= SOON
+    }
+
     /// Look again within this time.
     pub(crate) fn within(&mut self, pause: Duration) {
         self.requeue_after = self.requeue_after.min(pause);
@@ -221,18 +230,17 @@ pub(crate) struct Context<'a> {
     pub(crate) target: &'a [u32],
 }
 
-/// How long a member counts as silent whose pod is gone or holds another volume.
+/// How long a member counts as silent whose pod is gone, holds another volume, or can say nothing for it.
 const GONE: Duration = Duration::from_secs(3);
 
 impl Context<'_> {
     /// For how long the member of this identity, once in the pod of this name, has not answered.
     pub(crate) fn silence_of(&self, data_uuid: &str, name: &str) -> Duration {
         let pod = self.ordinal(name).and_then(|ordinal| self.observed.pod(ordinal));
-        let Some(pod) = pod else { return GONE };
-        match self.observed.answer(pod.ordinal) {
+        match pod.and_then(|pod| self.observed.answer(pod.ordinal)) {
             Some(report) if report.data_uuid == data_uuid => Duration::ZERO,
             Some(_) => GONE,
-            None => self.observed.silence(pod.ordinal),
+            None => pod.and_then(|pod| self.observed.silence(pod.ordinal)).unwrap_or(GONE),
         }
     }
 
@@ -301,8 +309,9 @@ pub fn plan(observed: &Observed) -> Plan {
     // An answer to any of these is the next step's ground; silence may take a while to be believed.
     plan.urgent |= plan.orders.iter().any(|order| match order.kind {
         OrderKind::Seal { evidence, .. } => evidence != SealEvidence::Silent,
-        OrderKind::Pull { .. } | OrderKind::Freeze { .. } | OrderKind::Promote { .. } => true,
-        OrderKind::Follow { .. } => false,
+        OrderKind::Freeze { .. } | OrderKind::Promote { .. } => true,
+        // A pull is answered before it is done; that it is done is news by itself.
+        OrderKind::Pull { .. } | OrderKind::Follow { .. } => false,
     });
     let pause = if !plan.changes_nothing() {
         SOON

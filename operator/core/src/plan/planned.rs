@@ -12,7 +12,8 @@ use parovoz_api::{
 use super::operations;
 use super::orders::known;
 use super::procedure::{Case, member_name, promote, pulled, seal_one};
-use super::record::{NewReign, answering, begin, elapsed, last_served, may_try_again, members};
+use super::record::{NewReign, SEALING_DEADLINE, answering, begin, elapsed, last_served, may_try_again, members};
+use super::suspect::hangs;
 use super::{Context, EventReason, OrderKind, Plan, Step, WHILE_REIGN_BEGINS, members as wanted};
 use crate::observed::{PrefixReport, Report};
 use crate::quorum::Vote;
@@ -406,15 +407,21 @@ pub(super) fn sealing(
     let answering = answering(context);
     let (old_ordinal, old_report) = answering.get(old.as_str()).copied()?;
     if !case.ballots.contains_key(old) {
-        if old_report.phase == MemberPhase::Parked {
+        let late = elapsed(&current.begun_at, context.observed.now) > SEALING_DEADLINE;
+        if old_report.phase == MemberPhase::Parked || hangs(old_report) || late {
             return None;
         }
+        let name = context.name(old_ordinal);
+        let message = format!("{name} was asked to seal for epoch {} and has not yet", current.epoch);
+        plan.wait(WaitingReason::MemberMustAnswer, message, context.kubectl("logs", &name));
         seal_one(context, plan, current, case, (old_ordinal, old_report));
         return Some(current.clone());
     }
     // The old primary's own votes decide; if they do not, the others are asked.
     let decision = case.decide(false).ok()?;
     if current.cause == ReignCause::Degraded && !announced(context) {
+        let message = "the status must say first that writes will be acknowledged without any replica".to_owned();
+        plan.wait(WaitingReason::QuorumLost, message, None);
         return Some(current.clone());
     }
     let late = elapsed(&current.begun_at, context.observed.now) > CATCH_UP;

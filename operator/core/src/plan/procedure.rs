@@ -9,9 +9,10 @@ use parovoz_api::{ReignCause, ReignPhase, ReignRecord, StoreReignSpec, WaitingRe
 
 use super::orders::{PrefixPosition, SealEvidence, endpoint, follow, known, order};
 use super::record::{
-    self, NewReign, PROMOTING_DEADLINE, Past, SEALING_DEADLINE, answering, begin, between, change_allowed, deadline,
-    elapsed, evidence, may_have_served, may_try_again, swap_with,
+    self, NewReign, PROMOTING_DEADLINE, Past, SEALING_DEADLINE, answering, begin, change_allowed, deadline, elapsed,
+    evidence, may_have_served, may_try_again, swap_with,
 };
+use super::suspect::hangs;
 use super::{Context, EventReason, LeaseWrite, OrderKind, Plan, Step, WHILE_REIGN_BEGINS, first, planned};
 use crate::observed::{ReignRef, Report};
 use crate::quorum::{self, Ballots, Decided, Decision, Proof, Undecided, Vote};
@@ -88,7 +89,7 @@ pub(crate) fn sealing(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
     }
     let case = Case::new(context, spec);
     raise_lease(context, plan, current, &case);
-    if case.olds.is_empty() || first::nothing_anywhere(context) {
+    if case.olds.is_empty() || first::nothing_anywhere(context, plan) {
         return first::sealing(context, plan, current);
     }
     if current.cause.planned()
@@ -97,7 +98,31 @@ pub(crate) fn sealing(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
         return Some(record);
     }
     seal_all(context, plan, current, &case);
+    if let Some(name) = returning(context, spec, &case) {
+        let message =
+            format!("{name} was started anew and has not sealed yet: what only it has would be lost without it");
+        plan.wait(WaitingReason::MemberMustAnswer, message, context.kubectl("logs", &name));
+        return Some(current.clone());
+    }
     Some(conclude(context, plan, spec, &case).unwrap_or_else(|| current.clone()))
+}
+
+/// The primary that is back, as long as it may yet seal: its own end is a fence, so the others could go on without what only
+/// it has.
+fn returning(context: &Context<'_>, spec: &StoreReignSpec, case: &Case) -> Option<String> {
+    let current = &spec.current;
+    let before = &record::last_served(spec)?.primary;
+    let (ordinal, report) = answering(context).get(before.as_str()).copied()?;
+    let late = elapsed(&current.begun_at, context.observed.now) > SEALING_DEADLINE;
+    let sealed = case.ballots.contains_key(before);
+    let waits = current.cause == ReignCause::PrimaryRestarted && !sealed && !late && !hangs(report);
+    waits.then(|| context.name(ordinal))
+}
+
+/// Why only the primary that was started anew may lead, if no other may take its place now.
+fn reserved(context: &Context<'_>, spec: &StoreReignSpec) -> Option<(WaitingReason, String)> {
+    let restarted = spec.current.cause == ReignCause::PrimaryRestarted && !spec.current.accept_loss;
+    restarted.then(|| change_allowed(context, spec).err()).flatten()
 }
 
 /// True if a member that answers promised something that forbids it to seal or follow this reign.
@@ -211,11 +236,12 @@ fn conclude(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec, case:
         }
     };
     let Some((candidate, (ordinal, report))) = choose(context, spec, case, &decision) else {
-        let message = "no member that has sealed could lead".to_owned();
-        plan.wait(WaitingReason::CandidateMissing, message, context.promote_command(current, false));
+        let nobody = || (WaitingReason::CandidateMissing, "no member that has sealed could lead".to_owned());
+        let (reason, message) = reserved(context, spec).unwrap_or_else(nobody);
+        plan.wait(reason, message, context.promote_command(current, false));
         return None;
     };
-    if let Some(message) = too_far_behind(context, current, case, report) {
+    if let Some(message) = too_far_behind(context, current, case, &decision, report) {
         plan.wait(WaitingReason::LagAboveLimit, message, context.promote_command(current, false));
         return None;
     }
@@ -223,7 +249,21 @@ fn conclude(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec, case:
         return None;
     }
     plan.step = Some(Step::Lead);
-    Some(promote(context, plan, current, (ordinal, report), &decision, false))
+    let cause = in_truth(context, current, case);
+    Some(promote(context, plan, &ReignRecord { cause, ..current.clone() }, (ordinal, report), &decision, false))
+}
+
+/// Why a reign is promoted: one that was planned and whose old primary was lost before it sealed is a failover.
+fn in_truth(context: &Context<'_>, current: &ReignRecord, case: &Case) -> ReignCause {
+    let Some(past) = case.olds.first().filter(|past| !case.ballots.contains_key(&past.reign.primary)) else {
+        return current.cause;
+    };
+    match current.cause.planned() {
+        false => current.cause,
+        true if ended(context, &past.process) => ReignCause::PrimaryDead,
+        true if answering(context).contains_key(past.reign.primary.as_str()) => ReignCause::PrimaryStalled,
+        true => ReignCause::PrimarySilent,
+    }
 }
 
 /// Who is to lead, as far as it answers.
@@ -239,11 +279,8 @@ fn choose<'a>(
     let mut among: BTreeSet<String> = current.members.iter().map(|member| member.data_uuid.clone()).collect();
     if current.accept_loss {
         among = BTreeSet::from([current.primary.clone()]);
-    } else if current.cause == ReignCause::PrimaryRestarted
-        && case.ballots.get(&before).is_some_and(|ballot| ballot.can_lead)
-        && change_allowed(context, spec).is_err()
-    {
-        // It is back, and no other may take its place now: it fetches what it lacks.
+    } else if reserved(context, spec).is_some() {
+        // It fetches what it lacks; if it is gone again, it is waited for.
         among = BTreeSet::from([before.clone()]);
     }
     let olds = if current.accept_loss { Vec::new() } else { case.reigns() };
@@ -252,14 +289,21 @@ fn choose<'a>(
 }
 
 /// Where writes waited for no replica: whether the candidate lacks too much, as far as it knows.
-fn too_far_behind(context: &Context<'_>, current: &ReignRecord, case: &Case, report: &Report) -> Option<String> {
-    let open = |past: &&Past| past.reign.w == 0 && !case.ballots.contains_key(&past.reign.primary);
+fn too_far_behind(
+    context: &Context<'_>,
+    current: &ReignRecord,
+    case: &Case,
+    decision: &Decision,
+    report: &Report,
+) -> Option<String> {
+    // A primary that sealed and does not know its position says nothing of what is missing.
+    let open = |past: &&Past| past.reign.w == 0 && !quorum::knows(&case.ballots, &past.reign.primary, decision);
     let past = case.olds.iter().find(open)?;
     if current.accept_loss || past.reign.primary == report.data_uuid {
         return None;
     }
-    let since = between(current.suspected_at.as_ref().unwrap_or(&current.begun_at), context.observed.now);
-    if report.primary_silence.is_none_or(|silence| silence > since + past.reign.lease) {
+    let since = elapsed(current.suspected_at.as_ref().unwrap_or(&current.begun_at), context.observed.now);
+    if report.primary_silence.is_none_or(|silence| silence > since.saturating_add(past.reign.lease)) {
         return Some(
             "the candidate had not heard from the primary for longer than the Lease when it failed".to_owned(),
         );
@@ -287,6 +331,7 @@ pub(crate) fn pulled(
         return true;
     }
     let Some((ordinal, report)) = answering.get(candidate).copied() else { return false };
+    receipt::copied(context, plan, current, case, decision, candidate);
     let mut names = Vec::new();
     for tail in tails {
         let Some((source, _)) = answering.get(tail.source.as_str()) else { continue };
@@ -363,6 +408,9 @@ pub(crate) fn promoting(context: &Context<'_>, plan: &mut Plan, spec: &StoreReig
     let answering = answering(context);
     let name = member_name(spec, &current.primary);
     if let Some((ordinal, report)) = answering.get(current.primary.as_str()).copied() {
+        if hangs(report) && !(report.leads(epoch, &current.reign_id) && report.serves_all()) {
+            return stalled(context, plan, spec, &name);
+        }
         if report.leads(epoch, &current.reign_id) {
             return Some(leads(context, plan, spec, (ordinal, report)));
         }
@@ -394,14 +442,31 @@ pub(crate) fn promoting(context: &Context<'_>, plan: &mut Plan, spec: &StoreReig
 
 /// The next epoch at once: the remaining votes decide.
 fn failed(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec, summary: String) -> Option<ReignRecord> {
-    if first::nothing_anywhere(context) {
+    if first::nothing_anywhere(context, plan) {
         return if may_try_again(context, spec) { first::again(context, plan) } else { Some(spec.current.clone()) };
     }
-    if let Err((reason, message)) = super::suspect::probe(context, spec, ReignCause::CandidateFailed) {
+    without(context, plan, spec, ReignCause::CandidateFailed, summary)
+}
+
+/// The disk of the candidate hangs: the others go on, as far as they can without it.
+fn stalled(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignSpec, name: &str) -> Option<ReignRecord> {
+    let summary = format!("the disk of {name} hangs while it is to begin epoch {}", spec.current.epoch);
+    without(context, plan, spec, ReignCause::PrimaryStalled, summary)
+}
+
+/// The next epoch, if the votes that are in reach without the candidate suffice.
+fn without(
+    context: &Context<'_>,
+    plan: &mut Plan,
+    spec: &StoreReignSpec,
+    cause: ReignCause,
+    summary: String,
+) -> Option<ReignRecord> {
+    if let Err((reason, message)) = super::suspect::probe(context, spec, cause) {
         plan.wait(reason, format!("{summary}; {message}"), context.promote_command(&spec.current, false));
         return Some(spec.current.clone());
     }
-    next(context, plan, spec, ReignCause::CandidateFailed, summary)
+    next(context, plan, spec, cause, summary)
 }
 
 /// The candidate leads: the others follow it; the reign is Serving once every prefix is served.
@@ -415,8 +480,16 @@ fn leads(
     let name = context.name(ordinal);
     if report.serves_all() {
         let now = MicroTime(context.observed.now);
-        let record =
-            ReignRecord { phase: ReignPhase::Serving, deadline: None, serving_since: Some(now), ..current.clone() };
+        // What a person accepted or attested was about the reigns before this one.
+        let (accept_loss, attested) = (false, false);
+        let record = ReignRecord {
+            phase: ReignPhase::Serving,
+            deadline: None,
+            serving_since: Some(now),
+            accept_loss,
+            attested,
+            ..current.clone()
+        };
         plan.event(false, EventReason::PrimaryServing, format!("{name} serves at epoch {}", current.epoch));
         let receipt = receipt::served(spec, &record);
         let record = swap_with(context, plan, record, receipt, spec.forks.clone());

@@ -62,7 +62,7 @@ fn present<'a>(
     if !report.leads(epoch, &current.reign_id) {
         return suspect(ReignCause::PrimaryRestarted, report.uptime, format!("{name} was started anew"));
     }
-    if let Some(stalled) = report.stalled_fsync.filter(|stalled| *stalled >= STALLED) {
+    if let Some(stalled) = report.stalled_fsync.filter(|_| hangs(report)) {
         return suspect(ReignCause::PrimaryStalled, stalled, format!("the disk of {name} hangs"));
     }
     let w = usize::try_from(current.min_sync_replicas).unwrap_or(0);
@@ -71,6 +71,11 @@ fn present<'a>(
         return suspect(ReignCause::PrimaryStalled, CUT_OFF, format!("{name} is cut off from its replicas"));
     }
     Verdict::Healthy(ordinal, report)
+}
+
+/// True if the disk of a member hangs: it answers, and can promise or acknowledge nothing.
+pub(super) fn hangs(report: &Report) -> bool {
+    report.stalled_fsync.is_some_and(|stalled| stalled >= STALLED)
 }
 
 /// Members of the reign that answer, other than the primary.
@@ -89,10 +94,14 @@ pub(super) fn lost_beats(report: &Report) -> bool {
 fn absent<'a>(context: &Context<'a>, current: &ReignRecord, name: &str) -> Verdict<'a> {
     let pod = context.ordinal(name).and_then(|ordinal| context.observed.pod(ordinal));
     let there = pod.filter(|pod| context.observed.answer(pod.ordinal).is_none());
-    // Without its pod, the last of its followers to hear it knows best since when it is gone.
-    let heard = followers(context, current).filter_map(|report| report.primary_silence).min();
-    let since = there.map_or(heard.unwrap_or_default(), |pod| context.observed.silence(pod.ordinal));
-    if since < context.settings.failover.delay {
+    let silence = there.and_then(|pod| context.observed.silence(pod.ordinal));
+    // The last of its followers to hear it knows since when it is gone though its pod was made anew. One that never heard it
+    // misses it since its own start.
+    let missed = |report: &Report| report.primary_silence.unwrap_or(report.uptime);
+    let heard = followers(context, current).map(missed).min().unwrap_or_default();
+    // Never longer than the operator itself has missed it: what a candidate lacks is judged by this.
+    let since = silence.unwrap_or(heard);
+    if since.max(heard) < context.settings.failover.delay {
         let message = format!("the primary {name} does not answer; failover.delay is waited out");
         return Verdict::Wait(WaitingReason::PrimaryMustReturn, message);
     }

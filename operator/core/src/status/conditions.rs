@@ -150,15 +150,16 @@ fn degraded(view: &View<'_>) -> Verdict {
     if let Some(invalid) = &view.plan.invalid {
         return yes(Reason::SpecificationInvalid, invalid.clone());
     }
-    if let Some(failure) = view.failures.iter().find(|failure| failure.terminal) {
-        return yes(Reason::SpecificationInvalid, failure.message.clone());
-    }
+    // Before all that may stay refused for long: the first acknowledgement waits until this is told.
     let alone = |record: &&parovoz_api::ReignRecord| {
         record.mode == Mode::Quorum && record.min_sync_replicas == 0 && record.phase != ReignPhase::Forming
     };
     if let Some(record) = view.record.filter(alone) {
         let message = format!("since epoch {} writes are acknowledged without any replica", record.epoch);
         return yes(Reason::ServingWithoutQuorum, message);
+    }
+    if let Some(failure) = view.failures.iter().find(|failure| failure.terminal) {
+        return yes(Reason::SpecificationInvalid, failure.message.clone());
     }
     let find = |phases: &[MemberPhase]| view.members.iter().find(|member| phases.contains(&member.phase));
     if let Some(member) = find(&[MemberPhase::Parked]) {

@@ -18,7 +18,7 @@ use parovoz_operator_core::observed::{
     StoreFacts,
 };
 use parovoz_operator_core::plan::{DeleteKind, Order, OrderKind, Plan, may_have_served, plan};
-use parovoz_operator_core::status::status;
+use parovoz_operator_core::status::{Failure, status};
 use serde_json::{Value, json};
 
 mod member;
@@ -77,6 +77,10 @@ pub struct World {
     pub cut: BTreeMap<u32, Timestamp>,
     /// Members that no other member reaches.
     pub apart: BTreeSet<u32>,
+    /// Pods that no node takes: they have no address.
+    pub unplaced: BTreeSet<u32>,
+    /// What the API server refuses.
+    pub failures: Vec<Failure>,
     pub operations: Vec<OperationFacts>,
     pub lease: LeaseFacts,
     /// When the Lease last moved.
@@ -113,6 +117,8 @@ impl World {
             processes: BTreeMap::new(),
             cut: BTreeMap::new(),
             apart: BTreeSet::new(),
+            unplaced: BTreeSet::new(),
+            failures: Vec::new(),
             operations: Vec::new(),
             lease: LeaseFacts::default(),
             lease_moved: "2026-01-01T00:00:00Z".parse().unwrap(),
@@ -144,7 +150,8 @@ impl World {
     }
 
     pub fn observe(&mut self) -> Observed {
-        let contacts = self.pods.values().map(|pod| (pod.name.clone(), self.contact(pod.ordinal))).collect();
+        let addressed = self.pods.values().filter(|pod| !self.unplaced.contains(&pod.ordinal));
+        let contacts = addressed.map(|pod| (pod.name.clone(), self.contact(pod.ordinal))).collect();
         Observed {
             store: self.store.clone(),
             pods: self.pods.values().cloned().collect(),
@@ -201,7 +208,7 @@ impl World {
         let (observed, plan) = self.plan();
         self.carry_out(&plan);
         if !plan.urgent {
-            self.store.status = Some(status(&observed, &plan, &[]));
+            self.store.status = Some(status(&observed, &plan, &self.failures));
         }
         let pause = SignedDuration::try_from(plan.requeue_after).unwrap().min(TICK);
         self.now = self.now.checked_add(if plan.urgent { AT_ONCE } else { pause }).unwrap();
@@ -337,7 +344,7 @@ impl World {
         let ordinals: Vec<u32> = self.pods.keys().copied().collect();
         for ordinal in ordinals {
             let runs = self.pods[&ordinal].node.is_some();
-            if !runs {
+            if !runs && !self.unplaced.contains(&ordinal) {
                 self.pods.get_mut(&ordinal).unwrap().node = Some(format!("node-{ordinal}"));
                 self.start(ordinal);
             }
@@ -389,6 +396,16 @@ impl World {
         process.primary = false;
         process.upstream = None;
         process.parked = true;
+    }
+
+    /// The pod is gone and made anew between two passes, and no node takes it.
+    pub fn remake_unplaced(&mut self, ordinal: u32) {
+        self.kill(ordinal);
+        let uid = self.id("pod");
+        let pod = self.pods.get_mut(&ordinal).unwrap();
+        (pod.uid, pod.node) = (uid, None);
+        pod.ended_processes.clear();
+        self.unplaced.insert(ordinal);
     }
 
     pub fn delete_pod(&mut self, ordinal: u32) {
