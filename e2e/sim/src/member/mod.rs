@@ -72,6 +72,9 @@ pub enum Timer {
     Connect,
 }
 
+/// How a process ends that dies between two effects.
+pub const IN_EFFECTS: &str = "a crash between two effects";
+
 /// What a process wants done.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "most are messages, and all are moved once")]
