@@ -328,8 +328,11 @@ impl Process {
     fn after(&mut self, cx: &mut Cx<'_>) {
         let standing = self.role.standing();
         if standing != self.last_standing {
-            cx.cov.hit(crate::coverage::standing(self.last_standing, standing));
             let (me, before) = (self.ordinal, self.last_standing);
+            match crate::coverage::standing(before, standing) {
+                Some(name) => cx.cov.hit(name),
+                None => cx.check.fail(cx.now, format!("member {me} goes from {before:?} to {standing:?}")),
+            }
             cx.trace.say(cx.now, || format!("member {me}: {before:?} -> {standing:?}"));
             self.last_standing = standing;
             self.report_due = true;
