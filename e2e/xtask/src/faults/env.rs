@@ -111,6 +111,13 @@ pub struct Before {
     pub members: Vec<Member>,
 }
 
+impl Before {
+    /// The identity on the primary's volume; empty if the status did not say.
+    pub fn data_uuid(&self) -> &str {
+        self.members.iter().find(|m| m.name == self.primary).map_or("", |m| m.data_uuid.as_str())
+    }
+}
+
 /// What is wrong in a round.
 #[derive(Clone, Debug)]
 pub enum Problem {

@@ -32,6 +32,8 @@ pub fn primary(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
     for target in targets {
         if recovers(target, since + SLACK, RECOVERY_LIMIT) {
             target.mark("acknowledges again");
+        } else {
+            target.late(format!("nobody took over within {} s", RECOVERY_LIMIT.as_secs()));
         }
     }
     std::thread::sleep(DARK.saturating_sub(since.elapsed()));

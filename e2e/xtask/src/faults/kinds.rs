@@ -116,9 +116,34 @@ impl Kind {
         matches!(self, Self::NodeBlackout | Self::IsolatedPrimary)
     }
 
-    /// Whether the same primary should lead, without a new reign.
-    pub fn keeps_reign(self) -> bool {
-        matches!(self, Self::PartitionOperator | Self::ApiServer)
+    /// Whether the same primary should lead, without a new reign. Every other kind must end the reign.
+    pub fn keeps_reign(self, mode: Mode) -> bool {
+        match self {
+            Self::PartitionOperator | Self::ApiServer => true,
+            // A primary that waits for no replica goes on without them.
+            Self::PartitionReplicas => mode == Mode::Async,
+            _ => false,
+        }
+    }
+
+    /// Whether the primary's process is ended, so that no reign may be the same afterwards.
+    pub fn ends_process(self) -> bool {
+        matches!(
+            self,
+            Self::Kill
+                | Self::PodDeleted
+                | Self::KillBehind
+                | Self::VolumeLost
+                | Self::OperatorKilled
+                | Self::TwoOperators
+                | Self::OperatorAway
+                | Self::OperatorAndApiAway
+        )
+    }
+
+    /// Whether the reign ends because somebody asked for it.
+    pub fn is_planned(self) -> bool {
+        matches!(self, Self::Switchover | Self::Scale)
     }
 
     /// Whether a store that waits for no replica takes another way through it, by its Lease or by losing records.

@@ -2,6 +2,7 @@
 //! acknowledged write is looked for.
 
 mod away;
+mod effect;
 mod env;
 pub mod fleet;
 mod inject;

@@ -15,6 +15,9 @@ use crate::kube::{items, text};
 /// An old primary that is there again is compared within this.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// The word for a round that left no receipt.
+pub const NO_RECEIPT: &str = "-";
+
 /// The receipt of one round.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receipt {
@@ -35,7 +38,7 @@ pub fn judge(kind: Kind, subject: &Subject, since: i64, missing: &Missing, bound
     };
     let Some(first) = fresh(&subject.store.get()?) else {
         let problem = (!missing.acked.is_empty()).then(|| "records are missing, and there is no receipt".to_owned());
-        return Ok(Receipt { word: "-".into(), problem, ..Receipt::default() });
+        return Ok(Receipt { word: NO_RECEIPT.into(), problem, ..Receipt::default() });
     };
     let found = if kind.loses_volume() {
         first

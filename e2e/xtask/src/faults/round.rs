@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::effect::{self, After};
 use super::env::{Before, Env, MEMBERS, NAMESPACE, Problem, Subject, Target};
 use super::kinds::{Kind, Mode};
 use super::lag::{Sample, Sampler};
@@ -208,12 +209,11 @@ fn finish(
     let receipt = receipt::judge(kind, subject, before.epoch, &missing, bound)?;
     problems.extend(receipt.problem.clone().map(|p| Problem::Broken(format!("receipt: {p}"))));
     problems.extend(wrong(subject.mode, &missing).into_iter().map(Problem::Broken));
-    let object = subject.store.get()?;
-    let (primary, epoch) = (text(&object, "/status/primary"), subject.store.epoch()?);
-    if kind.keeps_reign() && epoch != before.epoch {
-        problems.push(Problem::Late(format!("epoch {} became {epoch}, though the primary was well", before.epoch)));
-    }
+    let (primary, epoch) = (subject.store.primary()?, subject.store.epoch()?);
     let name = subject.store.name.clone();
+    let events = env.watch.since(&name, begun);
+    let after = After { epoch, events: &events, receipt: &receipt.word };
+    problems.extend(effect::judge(kind, subject.mode, &before, after));
     Ok(Round {
         kind,
         mode: subject.mode,
@@ -226,7 +226,7 @@ fn finish(
         receipt,
         problems,
         timeline: timeline(&histories[0]),
-        marks: story(marks, env.watch.since(&name, begun), begun),
+        marks: story(marks, events, begun),
         store: name,
         histories,
         lost_keys: missing.acked.into_keys().collect(),

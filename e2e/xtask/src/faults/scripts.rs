@@ -4,16 +4,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::env::{Env, NAMESPACE, Target};
+use super::env::{Env, MEMBERS, NAMESPACE, Target};
 use super::inject::{Undo, disk, network, process};
-use super::kinds::Kind;
+use super::kinds::{Kind, Mode};
 use super::{away, isolated};
 use crate::cluster::process as recorded;
 use crate::error::{Error, Result};
 use crate::exec::run;
 use crate::kube::text;
 use crate::poll;
-use crate::store::members;
+use crate::store::{Member, describe, members};
 
 /// A store that does not acknowledge again after this will not before the fault is over.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(40);
@@ -25,6 +25,8 @@ const STEP: Duration = Duration::from_millis(20);
 const ALONE: Duration = Duration::from_millis(400);
 /// A member whose disk has space again is back by then, or waits for a person.
 const RETURN_LIMIT: Duration = Duration::from_secs(20);
+/// Replicas are said to stream up to ten seconds after they heard the primary last.
+const CUT_SHOWS: Duration = Duration::from_secs(20);
 const OPERATION_LIMIT: Duration = Duration::from_secs(60);
 
 /// Lets the fault happen to these stores and end. The load shows what came of it.
@@ -106,28 +108,54 @@ fn partition_operator(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
     let rules = network::from_port(ADMIN_PORT);
     target.mark("cut from the operator");
     let cut = network::drop_packets(&env.journal, target.before.sandbox, rules)?;
-    std::thread::sleep(env.holds.partition);
+    lasts(target, env.holds.partition, "the primary is out of the operator's reach", |members| {
+        members.iter().any(|m| m.name == target.before.primary && m.phase == "Unreachable")
+    });
     target.mark("healed");
     cut.undo()
 }
 
-/// The addresses of the replicas.
-pub fn replicas(env: &Env<'_>, target: &Target<'_>) -> Vec<String> {
+/// Lets a partition last. Unless the status shows it meanwhile, it was none.
+fn lasts(target: &Target<'_>, hold: Duration, what: &str, mut shows: impl FnMut(&[Member]) -> bool) {
+    let begun = Instant::now();
+    let seen = poll::until(what, hold, Duration::from_millis(300), || {
+        let object = target.subject.store.get().map_err(|e| e.to_string())?;
+        poll::ready(shows(&members(&object)), || describe(&object))
+    });
+    match seen {
+        Ok(()) => target.mark(&format!("the status says so: {what}")),
+        Err(e) => target.late(format!("no effect: {e}")),
+    }
+    std::thread::sleep(hold.saturating_sub(begun.elapsed()));
+}
+
+/// The addresses of the replicas, of all of them: a partition with a hole in it is none.
+fn replicas(env: &Env<'_>, target: &Target<'_>) -> Result<Vec<String>> {
     let others = target.before.members.iter().filter(|m| m.name != target.before.primary);
-    others.filter_map(|m| env.watch.addresses.of(&m.name)).collect()
+    let found: Vec<String> = others.filter_map(|m| env.watch.addresses.of(&m.name)).collect();
+    if found.len() == MEMBERS - 1 {
+        return Ok(found);
+    }
+    Err(Error::failed(format!("find the replicas of {}: only {} have an address", target.name(), found.len())))
 }
 
 fn partition_replicas(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
-    let rules = network::from_addresses(&replicas(env, target));
+    let rules = network::from_addresses(&replicas(env, target)?);
     target.mark("cut from the replicas");
     let cut = network::drop_packets(&env.journal, target.before.sandbox, rules)?;
-    outlast(&[target], Instant::now() + Duration::from_millis(100));
+    match target.subject.mode {
+        Mode::Quorum => outlast(&[target], Instant::now() + Duration::from_millis(100)),
+        // Nobody takes over: the primary goes on alone, all the time.
+        Mode::Async => lasts(target, env.holds.partition.max(CUT_SHOWS), "no replica streams", |members| {
+            members.iter().all(|m| m.name == target.before.primary || m.phase != "Streaming")
+        }),
+    }
     target.mark("healed");
     cut.undo()
 }
 
 fn kill_behind(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
-    let rules = network::from_addresses(&replicas(env, target));
+    let rules = network::from_addresses(&replicas(env, target)?);
     target.mark("cut from the replicas");
     let cut = network::drop_packets(&env.journal, target.before.sandbox, rules)?;
     std::thread::sleep(ALONE);
@@ -267,9 +295,15 @@ fn two_operators(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
     for target in targets {
         kill(target)?;
     }
-    // Without a failover under way there is no middle of it; then the end of the wait will do.
     let limit = Duration::from_secs(5);
-    drop(env.watch.await_phase(first.name(), first.before.epoch, &["Sealing", "Promoting", "Serving"], limit));
+    match env.watch.await_phase(first.name(), first.before.epoch, &["Sealing", "Promoting", "Serving"], limit) {
+        Ok(seen) => first.mark(&format!("the failover is {}", seen.phase)),
+        Err(e) => first.late(format!("no effect: the former operator goes on without a failover: {e}")),
+    }
+    // The kubelet ends what does not answer it for too long.
+    if !leader.runs() || leader.is_told_to_end() {
+        first.late("no effect: the kubelet ended the former operator before it could go on".into());
+    }
     targets.iter().for_each(|t| t.mark("the former operator goes on"));
     stopped.undo()?;
     outlast(targets, Instant::now());
