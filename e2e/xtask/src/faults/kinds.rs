@@ -54,7 +54,7 @@ pub enum Kind {
     HungDisk,
     /// The primary's disk has no space left.
     DiskFull,
-    /// The primary's volume is lost with its pod.
+    /// The primary's disk dies under it: its process, its files, its claim and its pod are gone at once.
     VolumeLost,
     /// Another member is asked to lead.
     Switchover,

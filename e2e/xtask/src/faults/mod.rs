@@ -17,6 +17,7 @@ pub mod round;
 mod scripts;
 pub mod summary;
 mod verify;
+mod volume;
 mod watch;
 
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::env::{Env, MEMBERS, NAMESPACE, Target};
 use super::inject::{Undo, disk, network, process};
 use super::kinds::{Kind, Mode};
-use super::{away, isolated};
+use super::{away, isolated, volume};
 use crate::cluster::process as recorded;
 use crate::error::{Error, Result};
 use crate::exec::run;
@@ -40,7 +40,7 @@ pub fn perform(kind: Kind, env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()>
         Kind::KillBehind => each(targets, |t| kill_behind(env, t)),
         Kind::HungDisk => each(targets, |t| hung_disk(env, t)),
         Kind::DiskFull => each(targets, |t| disk_full(env, t)),
-        Kind::VolumeLost => each(targets, |t| volume_lost(env, t)),
+        Kind::VolumeLost => each(targets, |t| volume::lost(env, t)),
         Kind::Switchover => each(targets, |t| switchover(env, t)),
         Kind::Scale => each(targets, |t| scale(env, t)),
         Kind::NodeBlackout => node_blackout(env, targets),
@@ -95,13 +95,6 @@ fn delete_pod(env: &Env<'_>, pod: &str) -> Result<()> {
 fn pod_deleted(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
     target.mark("pod deleted");
     delete_pod(env, &target.before.primary)
-}
-
-fn volume_lost(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
-    let primary = &target.before.primary;
-    target.mark("volume and pod deleted");
-    env.kube.kubectl(&format!("delete pvc data-{primary} -n {NAMESPACE} --wait=false")).done()?;
-    delete_pod(env, primary)
 }
 
 fn partition_operator(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
