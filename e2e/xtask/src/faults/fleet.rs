@@ -5,7 +5,7 @@ use super::kinds::{Kind, Mode, Scope};
 use super::load::history::History;
 use super::round::{self, Round, Size, parallel_owned};
 use super::scripts;
-use super::summary::Sum;
+use super::summary::{Apart, Sum};
 use crate::error::{Error, Result};
 
 /// Kinds of answers to reads that are told of at most.
@@ -65,9 +65,9 @@ impl<'a> Fleets<'a> {
             let kinds: Vec<Kind> = together.iter().map(|j| j.kind).filter(|k| k.needs_disks() == disks).collect();
             for kinds in kinds.chunks(self.setup.stores.max(1)) {
                 for (kind, result) in self.batch(kinds, 0)? {
-                    let (mut rounds, mut failed) = (Vec::new(), Vec::new());
-                    self.sort(kind, result, &mut rounds, &mut failed);
-                    done(Sum::of(kind, self.setup.mode, &rounds, &failed), rounds);
+                    let (mut rounds, mut apart) = (Vec::new(), Vec::new());
+                    self.sort(kind, result, &mut rounds, &mut apart);
+                    done(Sum::of(kind, self.setup.mode, &rounds, &apart), rounds);
                 }
             }
         }
@@ -75,25 +75,25 @@ impl<'a> Fleets<'a> {
     }
 
     fn job(&mut self, job: &Job, done: &mut impl FnMut(Sum, Vec<Round>)) -> Result<()> {
-        let (mut rounds, mut failed) = (Vec::new(), Vec::new());
+        let (mut rounds, mut apart) = (Vec::new(), Vec::new());
         let mut past: Vec<Past> = Vec::new();
         let mut round = 0;
-        while rounds.len() + failed.len() < job.rounds.max(1) {
-            let left = job.rounds.max(1) - rounds.len() - failed.len();
+        while rounds.len() + apart.len() < job.rounds.max(1) {
+            let left = job.rounds.max(1) - rounds.len() - apart.len();
             let kinds = vec![job.kind; left.min(self.setup.stores.max(1))];
             let before = rounds.len();
             for (kind, result) in self.batch(&kinds, round)? {
-                self.sort(kind, result, &mut rounds, &mut failed);
+                self.sort(kind, result, &mut rounds, &mut apart);
             }
             rounds[before..].iter_mut().for_each(|found| keep(found, &mut past));
             round += 1;
         }
-        failed.extend(self.look_again(&past, job.kind));
-        done(Sum::of(job.kind, self.setup.mode, &rounds, &failed), rounds);
+        apart.extend(self.look_again(&past, job.kind));
+        done(Sum::of(job.kind, self.setup.mode, &rounds, &apart), rounds);
         Ok(())
     }
 
-    fn sort(&self, kind: Kind, result: Result<Round>, rounds: &mut Vec<Round>, failed: &mut Vec<String>) {
+    fn sort(&self, kind: Kind, result: Result<Round>, rounds: &mut Vec<Round>, apart: &mut Vec<Apart>) {
         match result {
             Ok(found) => {
                 self.tell(&found);
@@ -101,7 +101,7 @@ impl<'a> Fleets<'a> {
             }
             Err(e) => {
                 self.env.ui.line(&format!("FAILED {} {}: {e}", kind.name(), self.setup.mode.name()));
-                failed.push(e.to_string());
+                apart.push(Apart::unjudged(e.to_string()));
             }
         }
     }
@@ -205,15 +205,17 @@ impl<'a> Fleets<'a> {
     }
 
     /// Looks everything up once more that the rounds of one kind wrote: a later round must not lose what an earlier left.
-    fn look_again(&self, past: &[Past], kind: Kind) -> Vec<String> {
+    fn look_again(&self, past: &[Past], kind: Kind) -> Vec<Apart> {
         let subjects = self.fleet(kind.needs_disks());
         let pairs = past.iter().filter_map(|p| Some((p, subjects.iter().find(|s| s.store.name == p.store)?)));
         let results = parallel_owned(pairs.filter(|(p, _)| p.histories.len() > 1).collect(), |(past, subject)| {
             let missing = super::verify::lookup(self.env, subject, &past.histories.iter().collect::<Vec<_>>())?;
             let new = missing.acked.keys().filter(|key| !past.lost.contains(key)).count();
-            Ok((new > 0).then(|| format!("{}: {new} writes of earlier rounds are lost", past.store)))
+            let what = format!("{}: {new} writes of earlier rounds are lost", past.store);
+            Ok((new > 0).then_some(Apart { what, lost: new }))
         });
-        results.into_iter().filter_map(|r| r.unwrap_or_else(|e| Some(e.to_string()))).collect()
+        let found = |r: Result<Option<Apart>>| r.unwrap_or_else(|e| Some(Apart::unjudged(e.to_string())));
+        results.into_iter().filter_map(found).collect()
     }
 
     /// Removes all stores.

@@ -106,9 +106,10 @@ impl Options {
         }
     }
 
-    /// The same for one kind in one mode.
+    /// The same for one kind in one mode, with a report of its own: that of the first run is evidence.
     pub fn only(self, kind: Kind, mode: Mode) -> Self {
-        Self { kind: vec![kind], mode: Some(mode), ..self }
+        let apart = |dir: PathBuf| dir.join(format!("again-{}-{}", kind.name(), mode.name()));
+        Self { kind: vec![kind], mode: Some(mode), report: self.report.map(apart), ..self }
     }
 
     fn rounds(&self, mode: Mode) -> usize {
