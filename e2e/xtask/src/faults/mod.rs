@@ -16,6 +16,7 @@ mod report;
 pub mod round;
 mod scripts;
 pub mod summary;
+mod tail;
 mod verify;
 mod volume;
 mod watch;

@@ -59,16 +59,19 @@ fn table<'a>(sums: impl Iterator<Item = &'a Sum>) -> String {
 
 fn figure(round: &Round, picture: &str, name: &str) -> String {
     let mut text = format!(
-        "<figure>{picture}<figcaption><b>{} {}</b>, store {}: {} acknowledged, {} unknown, {} lost, gap {:.0} ms, receipt {}\
-         {}. <a href=\"{name}\">picture</a></figcaption><ol>",
+        "<figure>{picture}<figcaption><b>{} {}</b>, store {}: {} acknowledged, {} unknown, {} lost, {} \
+         never answered and not there, gap {:.0} ms, receipt {} ({} records named, {} of the load exported){}. <a href=\"{name}\">picture</a></figcaption><ol>",
         round.kind.name(),
         round.mode.name(),
         round.store,
         round.acked,
         round.unknown,
         round.lost,
+        round.unanswered,
         round.gap.ms(),
         escape(&round.receipt.word),
+        round.receipt.records,
+        round.receipt.exported,
         round.receipt.phases.iter().map(|(phase, ms)| format!(", {phase} {ms} ms")).collect::<String>(),
     );
     for (at, what) in &round.marks {

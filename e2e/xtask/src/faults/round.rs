@@ -55,6 +55,8 @@ pub struct Round {
     pub unknown: usize,
     /// Acknowledged and not there any more.
     pub lost: usize,
+    /// Not answered, and not there.
+    pub unanswered: usize,
     /// The longest time without an acknowledgement.
     pub gap: Gap,
     /// Reads that failed between the fault and its end: how many, by what was answered.
@@ -206,7 +208,7 @@ fn finish(
     let missing = verify::lookup(env, subject, &histories.iter().collect::<Vec<_>>())?;
     let last_answer = begun + Duration::from_micros(histories[0].last_before_gap(fault, until));
     let bound = bound(&samples, &histories, last_answer);
-    let receipt = receipt::judge(kind, subject, before.epoch, &missing, bound)?;
+    let receipt = receipt::judge(env, kind, subject, before.epoch, &missing, bound)?;
     problems.extend(receipt.problem.clone().map(|p| Problem::Broken(format!("receipt: {p}"))));
     problems.extend(wrong(subject.mode, &missing).into_iter().map(Problem::Broken));
     let (primary, epoch) = (subject.store.primary()?, subject.store.epoch()?);
@@ -220,6 +222,7 @@ fn finish(
         acked: histories.iter().map(|h| h.count(Outcome::Acked)).sum(),
         unknown: histories.iter().map(|h| h.count(Outcome::Unknown)).sum(),
         lost: missing.acked.len(),
+        unanswered: missing.unknown.len(),
         gap,
         failed_reads,
         moved: primary != before.primary,

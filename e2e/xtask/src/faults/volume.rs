@@ -18,7 +18,7 @@ pub fn directory(env: &Env<'_>, pod: &str) -> Result<PathBuf> {
     let volume = env.kube.json(&format!("get pv {}", text(&claim, "/spec/volumeName")))?;
     let path = ["/spec/local/path", "/spec/hostPath/path"].map(|at| text(&volume, at)).concat();
     let path = PathBuf::from(path);
-    // Only what is below the cluster's own directory is a volume of ours.
+    // What is wiped must not be anything but a volume of the cluster's.
     if path.starts_with(&env.layout.root) && path.is_dir() {
         return Ok(path);
     }
