@@ -9,8 +9,8 @@ use super::env::{Before, Env, MEMBERS, NAMESPACE, Problem, Subject, Target};
 use super::kinds::{Kind, Mode};
 use super::lag::{Sample, Sampler};
 use super::load::client::Route;
-use super::load::history::{Gap, History, Outcome};
-use super::load::{Load, Plan, micros};
+use super::load::history::{Gap, History, Outcome, violation};
+use super::load::{Load, Plan, Registers, micros};
 use super::receipt::{self, Receipt};
 use super::scripts::{self, recovers};
 use super::verify::{self, Missing};
@@ -123,7 +123,7 @@ fn start<'a>(env: &Env<'_>, subject: &'a Subject, round: usize, rate: u32) -> Re
         node,
         route: Route { address: text(&service, "/spec/clusterIP").to_owned(), addresses: env.watch.addresses.clone() },
         rate,
-        registers: true,
+        registers: Registers::Own,
     });
     warm(name, &load)?;
     // The first writes make prefixes. A replica that still copies one is no witness of what was acknowledged.
@@ -196,15 +196,15 @@ fn finish(
     let until = since(judged_until.into_inner().ok().flatten().unwrap_or(last));
     let fault = since(marks.first().map_or(last, |(at, _)| *at));
     let gap = history.gap(fault, until);
-    if let Some(what) = history.registers.violation().filter(|_| subject.mode == Mode::Quorum) {
-        problems.push(Problem::Broken(format!("reads at the primary are not linearizable: {what}")));
-    }
     let mut failed_reads: BTreeMap<String, usize> = BTreeMap::new();
     for read in history.registers.failed_reads.iter().filter(|read| read.ended > fault && read.ended < until) {
         *failed_reads.entry(read.why.clone()).or_default() += 1;
     }
     let mut histories = isolated.into_inner().unwrap_or_default();
     histories.insert(0, history);
+    if let Some(what) = violation(&histories).filter(|_| subject.mode == Mode::Quorum) {
+        problems.push(Problem::Broken(format!("reads at the primary are not linearizable: {what}")));
+    }
     let missing = verify::lookup(env, subject, &histories.iter().collect::<Vec<_>>())?;
     let last_answer = begun + Duration::from_micros(histories[0].last_before_gap(fault, until));
     let bound = bound(&samples, &histories, last_answer);
