@@ -110,19 +110,20 @@ impl<'a> Fleets<'a> {
         let mark = if found.problems.is_empty() { "ok    " } else { "BAD   " };
         let phases: String = found.receipt.phases.iter().map(|(phase, ms)| format!(" {phase} {ms}")).collect();
         self.env.ui.line(&format!(
-            "{mark} {} {} {}: gap {:.0} ms, {} acknowledged, {} unknown, {} lost, {} reads failed, receipt {}{phases} ({:.0} s of load)",
+            "{mark} {} {} {}: gap {:.0} ms, {} acknowledged, {} unknown, {} lost, {} reads judged, {} failed, receipt {}{phases} ({:.0} s of load)",
             found.kind.name(),
             found.mode.name(),
             found.store,
-            found.gap.ms(),
+            found.seen.gap.ms(),
             found.acked,
             found.unknown,
             found.lost,
-            found.failed_reads.values().sum::<usize>(),
+            found.seen.reads,
+            found.seen.failed_reads.values().sum::<usize>(),
             found.receipt.word,
             found.timeline.len() as f64 * round::BAR.as_secs_f64(),
         ));
-        for (why, reads) in found.failed_reads.iter().take(REASONS) {
+        for (why, reads) in found.seen.failed_reads.iter().take(REASONS) {
             self.env.ui.line(&format!("       {reads} reads: {why}"));
         }
         found.problems.iter().for_each(|p| self.env.ui.line(&format!("       {p}")));

@@ -126,6 +126,11 @@ impl Kind {
         }
     }
 
+    /// Whether clients should notice nothing until the primary itself is killed, if it is.
+    pub fn goes_on(self, mode: Mode) -> bool {
+        self.keeps_reign(mode) || matches!(self, Self::OperatorAway | Self::OperatorAndApiAway)
+    }
+
     /// Whether the primary's process is ended, so that no reign may be the same afterwards.
     pub fn ends_process(self) -> bool {
         matches!(

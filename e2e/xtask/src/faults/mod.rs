@@ -15,6 +15,7 @@ mod receipt;
 mod report;
 pub mod round;
 mod scripts;
+mod seen;
 pub mod summary;
 mod tail;
 mod verify;

@@ -35,7 +35,7 @@ pub fn save(dir: &Path, measured: &[Measured]) -> Result<PathBuf> {
 }
 
 fn table<'a>(sums: impl Iterator<Item = &'a Sum>) -> String {
-    let head = ["kind", "mode", "rounds", "acknowledged", "lost", "gap p50", "p99", "max", "moved", "receipt", "bad"];
+    let head = ["kind", "mode", "rounds", "acknowledged", "lost", "gap p50", "p99", "max", "moved", "reads", "receipt", "bad"];
     let mut text = format!("<table><tr>{}</tr>", head.map(|h| format!("<th>{h}</th>")).concat());
     for s in sums {
         let cells = [
@@ -48,6 +48,7 @@ fn table<'a>(sums: impl Iterator<Item = &'a Sum>) -> String {
             format!("{:.0}", s.gap_ms.p99),
             format!("{:.0}", s.gap_ms.max),
             s.moved.to_string(),
+            format!("{}, {} failed", s.reads, s.failed_reads),
             escape(&s.receipt),
             s.bad.to_string(),
         ];
@@ -59,7 +60,7 @@ fn table<'a>(sums: impl Iterator<Item = &'a Sum>) -> String {
 
 fn figure(round: &Round, picture: &str, name: &str) -> String {
     let mut text = format!(
-        "<figure>{picture}<figcaption><b>{} {}</b>, store {}: {} acknowledged, {} unknown, {} lost, {} \
+        "<figure>{picture}<figcaption><b>{} {}</b>, store {}: {} acknowledged, {} unknown, {} lost, {} reads judged, {} \
          never answered and not there, gap {:.0} ms, receipt {} ({} records named, {} of the load exported){}. <a href=\"{name}\">picture</a></figcaption><ol>",
         round.kind.name(),
         round.mode.name(),
@@ -67,8 +68,9 @@ fn figure(round: &Round, picture: &str, name: &str) -> String {
         round.acked,
         round.unknown,
         round.lost,
+        round.seen.reads,
         round.unanswered,
-        round.gap.ms(),
+        round.seen.gap.ms(),
         escape(&round.receipt.word),
         round.receipt.records,
         round.receipt.exported,
@@ -137,7 +139,7 @@ pub fn picture(round: &Round) -> String {
             BAR.as_millis(),
             round.kind.name(),
             round.mode.name(),
-            round.gap.ms()
+            round.seen.gap.ms()
         ),
     );
     svg

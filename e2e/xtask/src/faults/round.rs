@@ -1,6 +1,5 @@
 //! One round: a load on a store, a fault, its end, and what is left of what was acknowledged.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,10 +8,11 @@ use super::env::{Before, Env, MEMBERS, NAMESPACE, Problem, Subject, Target};
 use super::kinds::{Kind, Mode};
 use super::lag::{Sample, Sampler};
 use super::load::client::Route;
-use super::load::history::{Gap, History, Outcome, violation};
+use super::load::history::{History, Outcome, violation};
 use super::load::{Load, Plan, Registers, micros};
 use super::receipt::{self, Receipt};
 use super::scripts::{self, recovers};
+use super::seen::Seen;
 use super::verify::{self, Missing};
 use super::watch::ReignEvent;
 use crate::cluster::layout::nodes;
@@ -57,10 +57,8 @@ pub struct Round {
     pub lost: usize,
     /// Not answered, and not there.
     pub unanswered: usize,
-    /// The longest time without an acknowledgement.
-    pub gap: Gap,
-    /// Reads that failed between the fault and its end: how many, by what was answered.
-    pub failed_reads: BTreeMap<String, usize>,
+    /// What clients saw.
+    pub seen: Seen,
     /// Whether another primary leads now.
     pub moved: bool,
     /// What the store says of it.
@@ -189,19 +187,15 @@ fn finish(
     let Target { subject, load, before, marks, isolated, problems: noted, judged_until, .. } = target;
     let samples = sampler.finish()?;
     let (begun, last) = (load.begun(), Instant::now());
-    let history = load.finish()?;
+    let mut histories = vec![load.finish()?];
+    histories.extend(isolated.into_inner().unwrap_or_default());
     let marks = marks.into_inner().unwrap_or_default();
     problems.extend(noted.into_inner().unwrap_or_default());
     let since = |moment: Instant| micros(moment.saturating_duration_since(begun));
     let until = since(judged_until.into_inner().ok().flatten().unwrap_or(last));
     let fault = since(marks.first().map_or(last, |(at, _)| *at));
-    let gap = history.gap(fault, until);
-    let mut failed_reads: BTreeMap<String, usize> = BTreeMap::new();
-    for read in history.registers.failed_reads.iter().filter(|read| read.ended > fault && read.ended < until) {
-        *failed_reads.entry(read.why.clone()).or_default() += 1;
-    }
-    let mut histories = isolated.into_inner().unwrap_or_default();
-    histories.insert(0, history);
+    let seen = Seen::of(&histories[0], fault, until);
+    problems.extend(seen.judge(kind, subject.mode));
     if let Some(what) = violation(&histories).filter(|_| subject.mode == Mode::Quorum) {
         problems.push(Problem::Broken(format!("reads at the primary are not linearizable: {what}")));
     }
@@ -223,8 +217,7 @@ fn finish(
         unknown: histories.iter().map(|h| h.count(Outcome::Unknown)).sum(),
         lost: missing.acked.len(),
         unanswered: missing.unknown.len(),
-        gap,
-        failed_reads,
+        seen,
         moved: primary != before.primary,
         receipt,
         problems,

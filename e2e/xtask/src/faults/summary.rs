@@ -67,6 +67,8 @@ pub struct Sum {
     pub gap_ms: Gaps,
     /// Rounds after which another member led.
     pub moved: usize,
+    /// Reads after the faults that a primary answered; in mode quorum they are judged.
+    pub reads: usize,
     /// Reads that failed meanwhile.
     pub failed_reads: usize,
     /// Rounds with something wrong, rounds that could not be judged, and stores that lost what earlier rounds wrote.
@@ -98,9 +100,10 @@ impl Sum {
             acked: rounds.iter().map(|r| r.acked).sum(),
             lost: rounds.iter().map(|r| r.lost).chain(apart.iter().map(|a| a.lost)).sum(),
             receipt: words.iter().map(|(word, count)| format!("{word} {count}")).collect::<Vec<_>>().join(", "),
-            gap_ms: Gaps::of(rounds.iter().map(|r| r.gap.ms()).collect()),
+            gap_ms: Gaps::of(rounds.iter().map(|r| r.seen.gap.ms()).collect()),
             moved: rounds.iter().filter(|r| r.moved).count(),
-            failed_reads: rounds.iter().flat_map(|r| r.failed_reads.values()).sum(),
+            reads: rounds.iter().map(|r| r.seen.reads).sum(),
+            failed_reads: rounds.iter().flat_map(|r| r.seen.failed_reads.values()).sum(),
             bad: apart.len() + rounds.iter().filter(|r| !r.problems.is_empty()).count(),
             broken: apart.len() + rounds.iter().filter(broken).count(),
             problems,
@@ -111,12 +114,12 @@ impl Sum {
 /// A table.
 pub fn table(sums: &[Sum]) -> String {
     let mut text = format!(
-        "{:<22} {:<7} {:>6} {:>9} {:>5} {:>9} {:>9} {:>9} {:>6} {:>6}  {}\n",
-        "kind", "mode", "rounds", "acked", "lost", "gap p50", "p99", "max ms", "moved", "reads-", "receipt"
+        "{:<26} {:<7} {:>6} {:>9} {:>5} {:>9} {:>9} {:>9} {:>6} {:>7} {:>6}  {}\n",
+        "kind", "mode", "rounds", "acked", "lost", "gap p50", "p99", "max ms", "moved", "reads", "failed", "receipt"
     );
     for s in sums {
         text += &format!(
-            "{:<22} {:<7} {:>6} {:>9} {:>5} {:>9.0} {:>9.0} {:>9.0} {:>6} {:>6}  {}{}\n",
+            "{:<26} {:<7} {:>6} {:>9} {:>5} {:>9.0} {:>9.0} {:>9.0} {:>6} {:>7} {:>6}  {}{}\n",
             s.kind.name(),
             s.mode.name(),
             s.rounds,
@@ -126,6 +129,7 @@ pub fn table(sums: &[Sum]) -> String {
             s.gap_ms.p99,
             s.gap_ms.max,
             s.moved,
+            s.reads,
             s.failed_reads,
             s.receipt,
             if s.bad > 0 { format!("  BAD: {}", s.bad) } else { String::new() },
