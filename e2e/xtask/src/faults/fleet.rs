@@ -80,7 +80,8 @@ impl<'a> Fleets<'a> {
         let mut round = 0;
         while rounds.len() + apart.len() < job.rounds.max(1) {
             let left = job.rounds.max(1) - rounds.len() - apart.len();
-            let kinds = vec![job.kind; left.min(self.setup.stores.max(1))];
+            let stores = if job.kind.needs_one_store() { 1 } else { self.setup.stores.max(1) };
+            let kinds = vec![job.kind; left.min(stores)];
             let before = rounds.len();
             for (kind, result) in self.batch(&kinds, round)? {
                 self.sort(kind, result, &mut rounds, &mut apart);

@@ -116,6 +116,11 @@ impl Kind {
         matches!(self, Self::NodeBlackout | Self::IsolatedPrimary)
     }
 
+    /// Whether a round has one store only: its moment is chosen by that store's failover.
+    pub fn needs_one_store(self) -> bool {
+        self == Self::OperatorKilled
+    }
+
     /// Whether the same primary should lead, without a new reign. Every other kind must end the reign.
     pub fn keeps_reign(self, mode: Mode) -> bool {
         match self {

@@ -1,6 +1,7 @@
 //! What happens in a round of each kind, while the load goes on: the fault, how long it lasts, and its end.
 
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -260,19 +261,33 @@ fn api_server(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
 /// The moments of a failover at which the operator is killed.
 const MOMENTS: [&str; 4] = ["with the primary", "Sealing", "Promoting", "Serving"];
 
+/// The moment of a round: one after the other, so that four rounds have all. A single round has one that the clock chose.
+fn moment(round: usize) -> usize {
+    static FIRST: OnceLock<usize> = OnceLock::new();
+    let since = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+    let first = *FIRST.get_or_init(|| usize::try_from(since()).unwrap_or(0));
+    first.wrapping_add(round) % MOMENTS.len()
+}
+
 fn operator_killed(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
     let Some(first) = targets.first() else { return Ok(()) };
-    let moment = MOMENTS[first.round % MOMENTS.len()];
+    let at = moment(first.round);
+    let wanted = MOMENTS[at];
     let leader = process::of_pod_object(&env.layout, &env.leader()?)?;
     for target in targets {
         kill(target)?;
     }
-    if moment != MOMENTS[0] {
-        let later = MOMENTS.iter().position(|m| *m == moment).map_or(&MOMENTS[1..], |at| &MOMENTS[at..]);
-        env.watch.await_phase(first.name(), first.before.epoch, later, RECOVERY_LIMIT)?;
+    if at > 0 {
+        env.watch.await_phase(first.name(), first.before.epoch, &MOMENTS[at..], RECOVERY_LIMIT)?;
     }
     process::kill(leader)?;
-    targets.iter().for_each(|t| t.mark(&format!("operator killed: {moment}")));
+    // What the record says by now may be later than what was waited for.
+    let now = env.watch.last(first.name()).filter(|e| e.epoch > first.before.epoch);
+    let seen = now.map_or(MOMENTS[0].to_owned(), |e| e.phase);
+    targets.iter().for_each(|t| t.mark(&format!("operator killed: {seen} (it was to be {wanted})")));
+    if seen != wanted {
+        first.late(format!("no effect: the operator was to be killed {wanted}, and the record says {seen}"));
+    }
     outlast(targets, Instant::now());
     env.await_leader()
 }
