@@ -95,6 +95,7 @@ fn fault_tests(ui: &Ui, counts: &mut Counts) -> Result<()> {
         ui.line(&format!("       once more: {} {} was late, and nothing was lost", sum.kind.name(), sum.mode.name()));
         let mut again = faults::run(ui, &options().only(sum.kind, sum.mode))?;
         ui.line(&format!("       its report: {}", again.report.display()));
+        found.trouble.append(&mut again.trouble);
         if let Some(again) = again.sums.pop() {
             *sum = again;
         }

@@ -104,7 +104,7 @@ pub fn run(ui: &Ui, options: &Options) -> Result<String> {
         as_is: options.as_is,
         report: &report,
     };
-    let measured = faults::measure(ui, &measurement)?;
+    let (measured, trouble) = faults::measure(ui, &measurement)?;
     let figure = |goal: &&Goal| {
         let found = measured.iter().find(|m| m.sum.kind == goal.kind && m.sum.mode == goal.mode)?;
         (found.sum.rounds > 0).then(|| of(goal, (goal.of)(found)))
@@ -122,7 +122,9 @@ pub fn run(ui: &Ui, options: &Options) -> Result<String> {
         seconds(ui.elapsed()),
         report.join("index.html").display(),
     );
-    if bad == 0 && figures.len() == wanted.len() { Ok(line) } else { Err(Error::Failed(line)) }
+    let trouble: String = trouble.iter().map(|t| format!("\n{t}")).collect();
+    let good = bad == 0 && figures.len() == wanted.len() && trouble.is_empty();
+    if good { Ok(line) } else { Err(Error::Failed(line + &trouble)) }
 }
 
 fn of(goal: &Goal, ours: f64) -> Figure {

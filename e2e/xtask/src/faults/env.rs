@@ -242,9 +242,16 @@ impl Env<'_> {
             "failover": {"cooldown": "0s", "maxPerHour": 60},
             "recovery": {"maxAttempts": 100, "window": "300s", "backoff": "1s"},
         });
-        store.create(u32::try_from(MEMBERS).unwrap_or(3), spec)?;
-        store.await_healthy(MEMBERS)?;
-        Ok(Subject { store, mode, disks: mounts, _volumes: volumes })
+        let created = store.create(u32::try_from(MEMBERS).unwrap_or(3), spec);
+        let healthy = created.and_then(|()| store.await_healthy(MEMBERS));
+        let subject = Subject { store, mode, disks: mounts, _volumes: volumes };
+        match healthy {
+            Ok(_) => Ok(subject),
+            Err(e) => Err(match subject.remove() {
+                Ok(()) => e,
+                Err(left) => Error::failed(format!("{e}; {left}")),
+            }),
+        }
     }
 
     /// A volume on each node that is a file system of its own, for one store.

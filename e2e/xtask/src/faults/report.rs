@@ -1,7 +1,7 @@
 //! The report: a page with the sums and, for each round, a picture of what was acknowledged when.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Measured;
 use super::round::{BAR, Round};
@@ -17,8 +17,11 @@ const STYLE: &str = "body{font:14px sans-serif;margin:2em;max-width:1040px}table
     td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}\
     .bad{color:#b00020}figure{margin:1.5em 0}figcaption{color:#444}ol{color:#444;font-size:12px}";
 
-/// Writes `index.html`, and each picture as a file of its own. Returns the page.
-pub fn save(dir: &Path, measured: &[Measured]) -> Result<PathBuf> {
+/// The page's file.
+pub const PAGE: &str = "index.html";
+
+/// Writes the page, and each picture as a file of its own.
+pub fn save(dir: &Path, measured: &[Measured]) -> Result<()> {
     let mut page = format!("<!doctype html><meta charset=\"utf-8\"><title>Fault tests</title><style>{STYLE}</style>");
     page += "<h1>Fault tests</h1><p>Gaps are the longest times without an acknowledged write, in milliseconds, in the \
              prefix that waited longest.</p>";
@@ -29,13 +32,12 @@ pub fn save(dir: &Path, measured: &[Measured]) -> Result<PathBuf> {
         crate::error::write(&dir.join(&name), &picture)?;
         page += &figure(round, &picture, &name);
     }
-    let index = dir.join("index.html");
-    crate::error::write(&index, page)?;
-    Ok(index)
+    crate::error::write(&dir.join(PAGE), page)
 }
 
 fn table<'a>(sums: impl Iterator<Item = &'a Sum>) -> String {
-    let head = ["kind", "mode", "rounds", "acknowledged", "lost", "gap p50", "p99", "max", "moved", "reads", "receipt", "bad"];
+    let head =
+        ["kind", "mode", "rounds", "acknowledged", "lost", "gap p50", "p99", "max", "moved", "reads", "receipt", "bad"];
     let mut text = format!("<table><tr>{}</tr>", head.map(|h| format!("<th>{h}</th>")).concat());
     for s in sums {
         let cells = [

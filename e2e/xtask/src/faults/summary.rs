@@ -139,7 +139,7 @@ pub fn table(sums: &[Sum]) -> String {
 }
 
 /// Writes them as JSON.
-pub fn save(sums: &[Sum], path: &Path) -> Result<()> {
+pub fn save(sums: &[&Sum], path: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(sums).map_err(|e| Error::parse("write the rounds' sums", e))?;
     write(path, text + "\n")
 }
