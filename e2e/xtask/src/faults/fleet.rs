@@ -1,10 +1,10 @@
 //! Stores under test, several at a time, made when they are needed and kept for the next kind as long as they are well.
 
 use super::env::{Env, Subject};
+use super::gather;
 use super::kinds::{Kind, Mode, Scope};
 use super::load::history::History;
 use super::round::{self, Round, Size, parallel_owned};
-use super::scripts;
 use super::summary::{Apart, Sum};
 use crate::error::{Error, Result};
 
@@ -153,7 +153,7 @@ impl<'a> Fleets<'a> {
         match first.scope() {
             Scope::Cluster => {
                 if first.needs_one_node() {
-                    scripts::gather(env, &subjects, round)?;
+                    gather::primaries(env, first, &subjects, round)?;
                 }
                 Ok(round::run(env, first, &subjects, round, size).into_iter().map(|r| (first, r)).collect())
             }

@@ -62,7 +62,9 @@ pub enum Kind {
     Scale,
     /// The node of the primary has no cable.
     NodeBlackout,
-    /// The same, with clients on the primary's side.
+    /// The same, and the leading operator is on that node too: its Lease must run out first.
+    NodeAndOperatorBlackout,
+    /// The node of the primary has no cable, with clients on the primary's side.
     IsolatedPrimary,
     /// The API server is stopped for a minute.
     ApiServer,
@@ -97,6 +99,7 @@ impl Kind {
             | Self::Switchover
             | Self::Scale => Scope::Store,
             Self::NodeBlackout
+            | Self::NodeAndOperatorBlackout
             | Self::IsolatedPrimary
             | Self::ApiServer
             | Self::OperatorKilled
@@ -113,7 +116,7 @@ impl Kind {
 
     /// Whether the primaries of all stores should be on one node.
     pub fn needs_one_node(self) -> bool {
-        matches!(self, Self::NodeBlackout | Self::IsolatedPrimary)
+        matches!(self, Self::NodeBlackout | Self::NodeAndOperatorBlackout | Self::IsolatedPrimary)
     }
 
     /// Whether a round has one store only: its moment is chosen by that store's failover.

@@ -5,6 +5,7 @@ mod away;
 mod effect;
 mod env;
 pub mod fleet;
+mod gather;
 mod inject;
 mod isolated;
 pub mod kinds;

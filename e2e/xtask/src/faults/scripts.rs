@@ -45,6 +45,7 @@ pub fn perform(kind: Kind, env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()>
         Kind::Switchover => each(targets, |t| switchover(env, t)),
         Kind::Scale => each(targets, |t| scale(env, t)),
         Kind::NodeBlackout => node_blackout(env, targets),
+        Kind::NodeAndOperatorBlackout => node_and_operator_blackout(env, targets),
         Kind::IsolatedPrimary => isolated::primary(env, targets),
         Kind::ApiServer => api_server(env, targets),
         Kind::OperatorKilled => operator_killed(env, targets),
@@ -65,11 +66,15 @@ pub fn recovers(target: &Target<'_>, since: Instant, limit: Duration) -> bool {
 
 /// Lets a fault last until writes are acknowledged again, and a little longer.
 fn outlast(targets: &[&Target<'_>], since: Instant) {
+    outlast_until(targets, since, since + RECOVERY_LIMIT);
+}
+
+fn outlast_until(targets: &[&Target<'_>], since: Instant, deadline: Instant) {
     for target in targets {
-        if recovers(target, since, RECOVERY_LIMIT.saturating_sub(since.elapsed())) {
+        if recovers(target, since, deadline.saturating_duration_since(Instant::now())) {
             target.mark("acknowledges again");
         } else {
-            target.late(format!("nobody took over within {} s", RECOVERY_LIMIT.as_secs()));
+            target.late(format!("nobody took over within {} s", (deadline - since).as_secs()));
         }
     }
     std::thread::sleep(AFTERMATH);
@@ -243,6 +248,26 @@ fn node_blackout(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
     dark.undo()
 }
 
+/// The same with the leading operator in the dark, until another one leads and has done its work.
+fn node_and_operator_blackout(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
+    let Some(node) = targets.first().map(|t| t.before.node) else { return Ok(()) };
+    let (leader, holder) = (env.leader()?, env.holder()?);
+    if text(&leader, "/spec/nodeName") != node.name() {
+        return Err(Error::failed(format!("darken {} with the operator: it leads from elsewhere", node.name())));
+    }
+    targets.iter().for_each(|t| t.mark(&format!("{} goes dark, with the leading operator", node.name())));
+    let dark = network::unplug(&env.journal, node)?;
+    let begun = Instant::now();
+    poll::until("another operator to lead", RECOVERY_LIMIT, Duration::from_millis(200), || {
+        let now = env.holder().map_err(|e| e.to_string())?;
+        poll::ready(!now.is_empty() && now != holder, || format!("{now} still does"))
+    })?;
+    targets.iter().for_each(|t| t.mark("another operator leads"));
+    outlast_until(targets, begun + Duration::from_millis(100), Instant::now() + RECOVERY_LIMIT);
+    targets.iter().for_each(|t| t.mark("light again"));
+    dark.undo()
+}
+
 fn api_server(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
     let server = recorded::find(&env.layout, "apiserver");
     let server = server.ok_or_else(|| Error::failed("stop the API server: it does not run"))?;
@@ -316,34 +341,6 @@ fn two_operators(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
     stopped.undo()?;
     outlast(targets, Instant::now());
     env.await_leader()
-}
-
-/// Moves the primaries of all stores to the first one's node, so that what happens to the node happens to all.
-pub fn gather(env: &Env<'_>, subjects: &[&super::env::Subject], round: usize) -> Result<()> {
-    let Some(first) = subjects.first() else { return Ok(()) };
-    let node = first.before(env)?.node;
-    for subject in &subjects[1..] {
-        let before = subject.before(env)?;
-        if before.node == node {
-            continue;
-        }
-        let there = before.members.iter().find(|m| m.node == node.name());
-        let there = there.ok_or_else(|| Error::failed(format!("{} has no member there", subject.store.name)))?;
-        let name = format!("gather-{}-{}-{round}", subject.store.name, before.epoch);
-        ask_switchover(env, &subject.store.name, &name, Some(&there.name))?;
-    }
-    // An operator in the dark would be replaced first, which is another fault.
-    let leader = env.leader()?;
-    if text(&leader, "/spec/nodeName") == node.name() {
-        let pod = text(&leader, "/metadata/name");
-        let space = crate::generate::NAMESPACE;
-        env.kube.kubectl(&format!("delete pod {pod} -n {space}")).done()?;
-        poll::until("an operator elsewhere to lead", Duration::from_secs(60), Duration::from_millis(300), || {
-            let now = env.leader().map_err(|e| e.to_string())?;
-            poll::ready(text(&now, "/spec/nodeName") != node.name(), || "it leads from the same node".into())
-        })?;
-    }
-    Ok(())
 }
 
 /// Scales the operator to nothing; it comes back with the guard.
