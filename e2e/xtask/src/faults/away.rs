@@ -6,6 +6,7 @@ use redis::RedisError;
 
 use super::env::{Env, Target};
 use super::inject::{network, process};
+use super::kinds::Mode;
 use super::load::client::{Addresses, Client, Failure, Route};
 use super::scripts::{dismiss_operator, recovers};
 use super::verify::connect;
@@ -20,6 +21,8 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
 /// Acknowledgements of before a kill are heard within this.
 const ECHO: Duration = Duration::from_millis(500);
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+/// Acknowledgements that go on are heard within this.
+const UNNOTICED: Duration = Duration::from_secs(2);
 const PART: u32 = 2;
 
 /// Takes the operator away (and the API server), kills a replica, then the primary; then all come back.
@@ -39,10 +42,20 @@ pub fn operator(env: &Env<'_>, targets: &[&Target<'_>], api: bool) -> Result<()>
     let begun = Instant::now();
     std::thread::sleep(env.holds.operator / PART);
     for (target, (pod, process)) in targets.iter().zip(&victims) {
+        if !recovers(target, Instant::now(), UNNOTICED) {
+            target.problem("without the operator nothing is acknowledged, with all members there".into());
+        }
         target.mark("replica killed");
         process::kill(*process)?;
         follows_again(env, target, pod)?;
         target.mark("replica follows again");
+    }
+    // Without the API server there is no Lease: in mode Async the primary goes on only while all members are there.
+    for target in targets.iter().filter(|t| api && t.subject.mode == Mode::Async) {
+        if !recovers(target, Instant::now(), UNNOTICED) {
+            target.late("without the API server nothing is acknowledged, with all members there again".into());
+        }
+        target.judge_from_now();
     }
     std::thread::sleep(env.holds.operator.saturating_sub(begun.elapsed()));
     for target in targets {

@@ -90,6 +90,8 @@ pub struct Target<'a> {
     pub isolated: Mutex<Vec<super::load::history::History>>,
     /// What a script found wrong.
     pub problems: Mutex<Vec<Problem>>,
+    /// What clients see before is meant to be; otherwise they are judged from the fault on.
+    pub judged_from: Mutex<Option<Instant>>,
     /// What comes later is no gap of this kind: it is meant to last.
     pub judged_until: Mutex<Option<Instant>>,
 }
@@ -155,6 +157,13 @@ impl Target<'_> {
     fn note(&self, problem: Problem) {
         if let Ok(mut problems) = self.problems.lock() {
             problems.push(problem);
+        }
+    }
+
+    /// What clients see is judged from now on only.
+    pub fn judge_from_now(&self) {
+        if let Ok(mut from) = self.judged_from.lock() {
+            *from = Some(Instant::now());
         }
     }
 

@@ -150,6 +150,7 @@ fn target(subject: &Subject, load: Load, before: Before, round: usize) -> Target
         marks: Default::default(),
         isolated: Default::default(),
         problems: Default::default(),
+        judged_from: Default::default(),
         judged_until: Default::default(),
     }
 }
@@ -184,7 +185,7 @@ fn finish(
     let Running { target, sampler } = running;
     let mut problems: Vec<Problem> = performed.as_ref().err().cloned().map(Problem::Late).into_iter().collect();
     problems.extend(await_recovery(&target, least));
-    let Target { subject, load, before, marks, isolated, problems: noted, judged_until, .. } = target;
+    let Target { subject, load, before, marks, isolated, problems: noted, judged_from, judged_until, .. } = target;
     let samples = sampler.finish()?;
     let (begun, last) = (load.begun(), Instant::now());
     let mut histories = vec![load.finish()?];
@@ -193,7 +194,8 @@ fn finish(
     problems.extend(noted.into_inner().unwrap_or_default());
     let since = |moment: Instant| micros(moment.saturating_duration_since(begun));
     let until = since(judged_until.into_inner().ok().flatten().unwrap_or(last));
-    let fault = since(marks.first().map_or(last, |(at, _)| *at));
+    let from = judged_from.into_inner().ok().flatten().or_else(|| marks.first().map(|(at, _)| *at));
+    let fault = since(from.unwrap_or(last));
     let seen = Seen::of(&histories[0], fault, until);
     problems.extend(seen.judge(kind, subject.mode));
     if let Some(what) = violation(&histories).filter(|_| subject.mode == Mode::Quorum) {
