@@ -87,13 +87,16 @@ fn stages(ui: &Ui, counts: &mut Counts, times: &mut Times) -> Result<()> {
 }
 
 /// One round of each kind. A round that was only late is done once more, alone: on a busy machine it may be; one in which
-/// a promise was broken never is.
+/// a promise was broken, or that could not be judged, never is.
 fn fault_tests(ui: &Ui, counts: &mut Counts) -> Result<()> {
     let options = || faults::Options::short(e2e::failures().join("faults"));
     let mut found = faults::run(ui, &options())?;
     for sum in found.sums.iter_mut().filter(|sum| sum.bad > 0 && sum.broken == 0) {
         ui.line(&format!("       once more: {} {} was late, and nothing was lost", sum.kind.name(), sum.mode.name()));
-        if let Some(again) = faults::run(ui, &options().only(sum.kind, sum.mode))?.sums.pop() {
+        let mut again = faults::run(ui, &options().only(sum.kind, sum.mode))?;
+        ui.line(&format!("       its report: {}", again.report.display()));
+        found.trouble.append(&mut again.trouble);
+        if let Some(again) = again.sums.pop() {
             *sum = again;
         }
     }

@@ -42,7 +42,7 @@ impl Recorded {
         if !self.runs() {
             return Ok(());
         }
-        self.signal(Signal::KILL)?;
+        self.signal_if_there(Signal::KILL)?;
         poll::until(
             &format!("the end of process {}", self.pid),
             Duration::from_secs(20),
@@ -51,12 +51,30 @@ impl Recorded {
         )
     }
 
-    /// Sends it a signal, unless it has ended.
+    /// Sends it a signal; that it has ended is an error.
     pub fn signal(self, signal: Signal) -> Result<()> {
+        let there = self.signal_if_there(signal)?;
+        if there { Ok(()) } else { Err(Error::failed(format!("signal process {}: it has ended", self.pid))) }
+    }
+
+    /// Sends it a signal, unless it has ended. Returns whether it was there.
+    pub fn signal_if_there(self, signal: Signal) -> Result<bool> {
         match Pid::from_raw(self.pid).filter(|_| self.runs()).map(|pid| kill_process(pid, signal)) {
-            None | Some(Ok(()) | Err(rustix::io::Errno::SRCH)) => Ok(()),
+            None | Some(Err(rustix::io::Errno::SRCH)) => Ok(false),
+            Some(Ok(())) => Ok(true),
             Some(Err(e)) => Err(Error::Io { action: format!("signal process {}", self.pid), source: e.into() }),
         }
+    }
+
+    /// Whether it was told to end and has not yet looked at that, as one that is stopped cannot.
+    pub fn is_told_to_end(self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let pending = status.lines().filter_map(|line| {
+            let (name, mask) = line.split_once(':')?;
+            matches!(name, "SigPnd" | "ShdPnd").then(|| u64::from_str_radix(mask.trim(), 16).ok())?
+        });
+        let bit = |signal: Signal| 1_u64 << (signal.as_raw() - 1);
+        self.runs() && pending.into_iter().any(|mask| mask & (bit(Signal::TERM) | bit(Signal::KILL)) != 0)
     }
 
     /// The process id.
@@ -171,4 +189,26 @@ pub fn log_tail(log: &Path) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let shown = lines[lines.len().saturating_sub(15)..].join("\n    ");
     format!("; {} ends with\n    {shown}", log.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::Signal;
+
+    use super::Recorded;
+
+    #[test]
+    fn a_process_that_ended_takes_no_signal() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let recorded = Recorded::of(i32::try_from(child.id()).unwrap()).unwrap();
+        recorded.signal(Signal::STOP).unwrap();
+        assert!(!recorded.is_told_to_end());
+        recorded.signal(Signal::TERM).unwrap();
+        assert!(recorded.is_told_to_end());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(recorded.signal(Signal::KILL).is_err());
+        assert!(!recorded.signal_if_there(Signal::CONT).unwrap());
+        assert!(!recorded.is_told_to_end());
+    }
 }

@@ -6,11 +6,13 @@ use redis::RedisError;
 
 use super::env::{Env, Target};
 use super::inject::{network, process};
+use super::kinds::Mode;
 use super::load::client::{Addresses, Client, Failure, Route};
 use super::scripts::{dismiss_operator, recovers};
+use super::verify::connect;
 use crate::cluster::layout::Node;
 use crate::cluster::process as recorded;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::poll;
 
 /// A replica that was killed streams again within this.
@@ -18,6 +20,9 @@ const RETURN_LIMIT: Duration = Duration::from_secs(60);
 const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
 /// Acknowledgements of before a kill are heard within this.
 const ECHO: Duration = Duration::from_millis(500);
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+/// Acknowledgements that go on are heard within this.
+const UNNOTICED: Duration = Duration::from_secs(2);
 const PART: u32 = 2;
 
 /// Takes the operator away (and the API server), kills a replica, then the primary; then all come back.
@@ -37,10 +42,20 @@ pub fn operator(env: &Env<'_>, targets: &[&Target<'_>], api: bool) -> Result<()>
     let begun = Instant::now();
     std::thread::sleep(env.holds.operator / PART);
     for (target, (pod, process)) in targets.iter().zip(&victims) {
+        if !recovers(target, Instant::now(), UNNOTICED) {
+            target.problem("without the operator nothing is acknowledged, with all members there".into());
+        }
         target.mark("replica killed");
         process::kill(*process)?;
         follows_again(env, target, pod)?;
         target.mark("replica follows again");
+    }
+    // Without the API server there is no Lease: in mode Async the primary goes on only while all members are there.
+    for target in targets.iter().filter(|t| api && t.subject.mode == Mode::Async) {
+        if !recovers(target, Instant::now(), UNNOTICED) {
+            target.late("without the API server nothing is acknowledged, with all members there again".into());
+        }
+        target.judge_from_now();
     }
     std::thread::sleep(env.holds.operator.saturating_sub(begun.elapsed()));
     for target in targets {
@@ -116,17 +131,38 @@ fn follows_again(env: &Env<'_>, target: &Target<'_>, pod: &str) -> Result<()> {
     })
 }
 
-/// Asks the killed primary, which is up again, to take a write.
+/// Asks the killed primary, which is up again, to take a write: it must be there, and say no.
 fn refuses_writes(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
-    let to = address(env, &target.before.primary)?;
-    let taken = within(target.before.node, || {
-        let mut primary = client(to);
-        Ok(primary.call(|c| redis::cmd("SET").arg("w0:seen/nobody").arg("1").exec(c)))
-    })?;
-    match taken {
+    let name = &target.before.primary;
+    let to = address(env, name)?;
+    let answers = within(target.before.node, || {
+        let mut connection = connect(&to, name)?;
+        connection.set_read_timeout(Some(ANSWER_LIMIT)).doing(|| format!("ask {name}"))?;
+        let write = redis::cmd("SET").arg("w0:seen/nobody").arg("1").exec(&mut connection);
+        let read = redis::cmd("GET").arg("w0:seen/nobody").query::<Option<String>>(&mut connection);
+        Ok((write, read))
+    });
+    let (write, read) = match answers {
+        Ok(answers) => answers,
+        Err(e) => {
+            target.late(format!("the killed primary is not up again: {e}"));
+            return Ok(());
+        }
+    };
+    match write {
         Ok(()) => target.problem("a killed primary took a write before the operator was back".into()),
-        Err(Failure::Refused) => target.mark("it refuses writes"),
-        Err(Failure::Unknown) => target.mark("it does not answer writes"),
+        Err(e) if says_no(&e) => target.mark(&format!("it refuses writes: {e}")),
+        Err(e) => target.late(format!("a killed primary does not say that it takes no writes: {e}")),
+    }
+    match read {
+        Ok(value) => target.mark(&format!("it reads {value:?}")),
+        Err(e) if says_no(&e) => target.mark(&format!("it refuses reads: {e}")),
+        Err(e) => target.late(format!("a killed primary neither reads nor says that it does not: {e}")),
     }
     Ok(())
+}
+
+/// Whether this is an answer, and not the lack of one.
+fn says_no(error: &RedisError) -> bool {
+    matches!(error.code(), Some("READONLY" | "LOADING"))
 }

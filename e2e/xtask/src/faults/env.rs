@@ -90,6 +90,8 @@ pub struct Target<'a> {
     pub isolated: Mutex<Vec<super::load::history::History>>,
     /// What a script found wrong.
     pub problems: Mutex<Vec<Problem>>,
+    /// What clients see before is meant to be; otherwise they are judged from the fault on.
+    pub judged_from: Mutex<Option<Instant>>,
     /// What comes later is no gap of this kind: it is meant to last.
     pub judged_until: Mutex<Option<Instant>>,
 }
@@ -109,6 +111,13 @@ pub struct Before {
     pub epoch: i64,
     /// All members.
     pub members: Vec<Member>,
+}
+
+impl Before {
+    /// The identity on the primary's volume; empty if the status did not say.
+    pub fn data_uuid(&self) -> &str {
+        self.members.iter().find(|m| m.name == self.primary).map_or("", |m| m.data_uuid.as_str())
+    }
 }
 
 /// What is wrong in a round.
@@ -148,6 +157,13 @@ impl Target<'_> {
     fn note(&self, problem: Problem) {
         if let Ok(mut problems) = self.problems.lock() {
             problems.push(problem);
+        }
+    }
+
+    /// What clients see is judged from now on only.
+    pub fn judge_from_now(&self) {
+        if let Ok(mut from) = self.judged_from.lock() {
+            *from = Some(Instant::now());
         }
     }
 
@@ -235,9 +251,16 @@ impl Env<'_> {
             "failover": {"cooldown": "0s", "maxPerHour": 60},
             "recovery": {"maxAttempts": 100, "window": "300s", "backoff": "1s"},
         });
-        store.create(u32::try_from(MEMBERS).unwrap_or(3), spec)?;
-        store.await_healthy(MEMBERS)?;
-        Ok(Subject { store, mode, disks: mounts, _volumes: volumes })
+        let created = store.create(u32::try_from(MEMBERS).unwrap_or(3), spec);
+        let healthy = created.and_then(|()| store.await_healthy(MEMBERS));
+        let subject = Subject { store, mode, disks: mounts, _volumes: volumes };
+        match healthy {
+            Ok(_) => Ok(subject),
+            Err(e) => Err(match subject.remove() {
+                Ok(()) => e,
+                Err(left) => Error::failed(format!("{e}; {left}")),
+            }),
+        }
     }
 
     /// A volume on each node that is a file system of its own, for one store.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use super::env::{Env, Target};
 use super::inject::network;
 use super::kinds::Mode;
-use super::load::client::{Addresses, Route};
-use super::load::history::History;
-use super::load::{Load, Plan};
+use super::load::client::{Addresses, NO_CONNECTION, Route};
+use super::load::history::{Access, History};
+use super::load::{Load, Plan, Registers};
 use super::scripts::recovers;
 use crate::error::{Error, Result};
 use crate::poll;
@@ -21,6 +21,8 @@ const SLACK: Duration = Duration::from_millis(250);
 const DARK: Duration = Duration::from_secs(16);
 const RECOVERY_LIMIT: Duration = Duration::from_secs(40);
 const RATE: u32 = 200;
+/// Fewer reads that reached it show nothing.
+const LEAST_READS: usize = 20;
 
 /// Unplugs the node of the primaries, with a load inside it for each.
 pub fn primary(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
@@ -32,6 +34,8 @@ pub fn primary(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
     for target in targets {
         if recovers(target, since + SLACK, RECOVERY_LIMIT) {
             target.mark("acknowledges again");
+        } else {
+            target.late(format!("nobody took over within {} s", RECOVERY_LIMIT.as_secs()));
         }
     }
     std::thread::sleep(DARK.saturating_sub(since.elapsed()));
@@ -55,7 +59,7 @@ fn start(env: &Env<'_>, target: &Target<'_>) -> Result<Load> {
         node: target.before.node,
         route: Route { address, addresses: Arc::new(Addresses::default()) },
         rate: RATE,
-        registers: false,
+        registers: Registers::ReadOf(target.load.tag().to_owned()),
     });
     poll::until("writes on the primary's node", Duration::from_secs(10), Duration::from_millis(20), || {
         poll::ready(load.acked() > 20, || format!("{} acknowledged", load.acked()))
@@ -84,5 +88,30 @@ fn judge(env: &Env<'_>, target: &Target<'_>, history: &History, dark: Instant) {
         }
         (_, None) => target.problem("no new reign while the primary was isolated".into()),
         _ => {}
+    }
+    if let Some(end) = end {
+        judge_reads(target, history, dark, end, what);
+    }
+}
+
+/// Nothing that was asked after `end` may be answered as by a primary; and enough must have been asked.
+fn judge_reads(target: &Target<'_>, history: &History, dark: Instant, end: Instant, what: &str) {
+    let at = |time: u64| history.begun + Duration::from_micros(time);
+    let registers = &history.registers;
+    let reads = || registers.operations.iter().filter(|o| matches!(o.access, Access::Read(_)));
+    let told = match reads().map(|o| at(o.begun)).filter(|sent| *sent > dark).max() {
+        Some(last) => format!("was sent {} ms after the cut", last.duration_since(dark).as_millis()),
+        None => "was sent before the cut".to_owned(),
+    };
+    target.mark(&format!("the last read that the isolated primary answered {told}"));
+    let answered = reads().filter(|o| at(o.begun) > end).count();
+    if answered > 0 {
+        target.problem(format!("the isolated primary answered {answered} reads that were sent after {what}"));
+    }
+    let failed = registers.failed_reads.iter().filter(|r| r.why != NO_CONNECTION).map(|r| r.ended);
+    let refused = failed.chain(registers.at_replicas.iter().copied()).filter(|time| at(*time) > end).count();
+    target.mark(&format!("it refused {refused} reads after {what}"));
+    if answered + refused < LEAST_READS {
+        target.late(format!("only {} reads reached the isolated primary after {what}", answered + refused));
     }
 }

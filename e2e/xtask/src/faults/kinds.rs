@@ -54,7 +54,7 @@ pub enum Kind {
     HungDisk,
     /// The primary's disk has no space left.
     DiskFull,
-    /// The primary's volume is lost with its pod.
+    /// The primary's disk dies under it: its process, its files, its claim and its pod are gone at once.
     VolumeLost,
     /// Another member is asked to lead.
     Switchover,
@@ -62,7 +62,9 @@ pub enum Kind {
     Scale,
     /// The node of the primary has no cable.
     NodeBlackout,
-    /// The same, with clients on the primary's side.
+    /// The same, and the leading operator is on that node too: its Lease must run out first.
+    NodeAndOperatorBlackout,
+    /// The node of the primary has no cable, with clients on the primary's side.
     IsolatedPrimary,
     /// The API server is stopped for a minute.
     ApiServer,
@@ -97,6 +99,7 @@ impl Kind {
             | Self::Switchover
             | Self::Scale => Scope::Store,
             Self::NodeBlackout
+            | Self::NodeAndOperatorBlackout
             | Self::IsolatedPrimary
             | Self::ApiServer
             | Self::OperatorKilled
@@ -113,12 +116,47 @@ impl Kind {
 
     /// Whether the primaries of all stores should be on one node.
     pub fn needs_one_node(self) -> bool {
-        matches!(self, Self::NodeBlackout | Self::IsolatedPrimary)
+        matches!(self, Self::NodeBlackout | Self::NodeAndOperatorBlackout | Self::IsolatedPrimary)
     }
 
-    /// Whether the same primary should lead, without a new reign.
-    pub fn keeps_reign(self) -> bool {
-        matches!(self, Self::PartitionOperator | Self::ApiServer)
+    /// Whether a round has one store only: its moment is chosen by that store's failover.
+    pub fn needs_one_store(self) -> bool {
+        self == Self::OperatorKilled
+    }
+
+    /// Whether the same primary should lead, without a new reign. Every other kind must end the reign.
+    pub fn keeps_reign(self, mode: Mode) -> bool {
+        match self {
+            Self::PartitionOperator | Self::ApiServer => true,
+            // A primary that waits for no replica goes on without them.
+            Self::PartitionReplicas => mode == Mode::Async,
+            _ => false,
+        }
+    }
+
+    /// Whether clients should notice nothing until the primary itself is killed, if it is.
+    pub fn goes_on(self, mode: Mode) -> bool {
+        self.keeps_reign(mode) || matches!(self, Self::OperatorAway | Self::OperatorAndApiAway)
+    }
+
+    /// Whether the primary's process is ended, so that no reign may be the same afterwards.
+    pub fn ends_process(self) -> bool {
+        matches!(
+            self,
+            Self::Kill
+                | Self::PodDeleted
+                | Self::KillBehind
+                | Self::VolumeLost
+                | Self::OperatorKilled
+                | Self::TwoOperators
+                | Self::OperatorAway
+                | Self::OperatorAndApiAway
+        )
+    }
+
+    /// Whether the reign ends because somebody asked for it.
+    pub fn is_planned(self) -> bool {
+        matches!(self, Self::Switchover | Self::Scale)
     }
 
     /// Whether a store that waits for no replica takes another way through it, by its Lease or by losing records.

@@ -2,8 +2,10 @@
 //! acknowledged write is looked for.
 
 mod away;
+mod effect;
 mod env;
 pub mod fleet;
+mod gather;
 mod inject;
 mod isolated;
 pub mod kinds;
@@ -14,8 +16,11 @@ mod receipt;
 mod report;
 pub mod round;
 mod scripts;
+mod seen;
 pub mod summary;
+mod tail;
 mod verify;
+mod volume;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -104,9 +109,10 @@ impl Options {
         }
     }
 
-    /// The same for one kind in one mode.
+    /// The same for one kind in one mode, with a report of its own: that of the first run is evidence.
     pub fn only(self, kind: Kind, mode: Mode) -> Self {
-        Self { kind: vec![kind], mode: Some(mode), ..self }
+        let apart = |dir: PathBuf| dir.join(format!("again-{}-{}", kind.name(), mode.name()));
+        Self { kind: vec![kind], mode: Some(mode), report: self.report.map(apart), ..self }
     }
 
     fn rounds(&self, mode: Mode) -> usize {
@@ -130,11 +136,13 @@ impl Options {
 pub struct Found {
     /// By kind and mode.
     pub sums: Vec<Sum>,
+    /// What went wrong beside them: what could not be saved, or removed.
+    pub trouble: Vec<String>,
     /// The page.
     pub report: PathBuf,
 }
 
-/// Runs fault tests. Everything that they made is gone at the end.
+/// Runs fault tests. Everything that they made is gone at the end, unless the trouble that was found says otherwise.
 pub fn run(ui: &Ui, options: &Options) -> Result<Found> {
     let modes = options.mode.map_or_else(|| vec![Mode::Quorum, Mode::Async], |mode| vec![mode]);
     let chosen = |kind: &Kind| options.kind.is_empty() || options.kind.contains(kind);
@@ -147,9 +155,11 @@ pub fn run(ui: &Ui, options: &Options) -> Result<Found> {
         let jobs = kinds.iter().filter(wanted).map(|kind| Job { kind: *kind, rounds }).collect();
         (setup, jobs)
     });
-    let measured = perform(ui, options.as_is, options.holds(), plans.collect())?;
     let report = options.report.clone().unwrap_or_else(|| paths::cache().join("faults"));
-    finish(&report, options.json.as_deref(), measured)
+    let save = |measured: &[Measured]| save(&report, options.json.as_deref(), measured);
+    let (measured, trouble) = perform(ui, options.as_is, options.holds(), plans.collect(), save)?;
+    let sums = measured.into_iter().map(|m| m.sum).collect();
+    Ok(Found { sums, trouble, report: report.join(report::PAGE) })
 }
 
 /// Rounds of one kind.
@@ -176,45 +186,52 @@ pub struct Measurement<'a> {
     pub report: &'a Path,
 }
 
-/// Runs rounds for a benchmark.
-pub fn measure(ui: &Ui, wanted: &Measurement<'_>) -> Result<Vec<Measured>> {
+/// Runs rounds for a benchmark. Returns them, and what went wrong beside them.
+pub fn measure(ui: &Ui, wanted: &Measurement<'_>) -> Result<(Vec<Measured>, Vec<String>)> {
     let size = Size { rate: wanted.rate, least: 0 };
     let plans = wanted.kinds.chunk_by(|a, b| a.0 == b.0).map(|part| {
         let setup = Setup { mode: part[0].0, stores: wanted.stores, size, mixed: false };
         (setup, part.iter().map(|(_, kind)| Job { kind: *kind, rounds: wanted.rounds }).collect())
     });
-    let measured = perform(ui, wanted.as_is, Holds::default(), plans.collect())?;
-    make_dir(wanted.report)?;
-    report::save(wanted.report, &measured)?;
-    Ok(measured)
+    let save = |measured: &[Measured]| save(wanted.report, None, measured);
+    perform(ui, wanted.as_is, Holds::default(), plans.collect(), save)
 }
 
-fn perform(ui: &Ui, as_is: bool, holds: Holds, plans: Vec<(Setup, Vec<Job>)>) -> Result<Vec<Measured>> {
-    let mut measured = Vec::new();
-    with_env(ui, as_is, holds, |env| {
+/// Runs the plans. `save` hears of all that was measured so far after each kind: what comes later must not cost it. Returns what
+/// was measured, and what could not be saved or removed.
+fn perform(
+    ui: &Ui,
+    as_is: bool,
+    holds: Holds,
+    plans: Vec<(Setup, Vec<Job>)>,
+    save: impl Fn(&[Measured]) -> Result<()>,
+) -> Result<(Vec<Measured>, Vec<String>)> {
+    let (mut measured, mut trouble) = (Vec::new(), Vec::new());
+    let outcome = with_env(ui, as_is, holds, |env| {
         for (setup, jobs) in plans {
             let mut fleets = Fleets::new(env, setup);
-            let outcome = fleets.run(&jobs, |sum, rounds| {
+            fleets.run(&jobs, |sum, rounds| {
                 ui.line(summary::table(std::slice::from_ref(&sum)).trim_end());
                 sum.problems.iter().for_each(|p| ui.line(&format!("       {p}")));
                 measured.push(Measured { sum, rounds });
+                trouble.extend(save(&measured).err().map(|e| e.to_string()));
             });
-            fleets.remove()?;
-            outcome?;
+            trouble.extend(fleets.remove().iter().map(|e| format!("remove stores: {e}")));
         }
         Ok(())
-    })?;
-    Ok(measured)
+    });
+    match outcome {
+        Err(e) if measured.is_empty() => return Err(e),
+        outcome => trouble.extend(outcome.err().map(|e| e.to_string())),
+    }
+    Ok((measured, trouble))
 }
 
-fn finish(report: &Path, json: Option<&Path>, measured: Vec<Measured>) -> Result<Found> {
+fn save(report: &Path, json: Option<&Path>, measured: &[Measured]) -> Result<()> {
     make_dir(report)?;
-    let page = report::save(report, &measured)?;
-    let sums: Vec<Sum> = measured.into_iter().map(|m| m.sum).collect();
-    if let Some(path) = json {
-        summary::save(&sums, path)?;
-    }
-    Ok(Found { sums, report: page })
+    report::save(report, measured)?;
+    let sums: Vec<&Sum> = measured.iter().map(|m| &m.sum).collect();
+    json.map_or(Ok(()), |path| summary::save(&sums, path))
 }
 
 /// The last lines of the command; an error if anything was wrong.
@@ -228,7 +245,8 @@ pub fn verdict(ui: &Ui, found: &Found) -> Result<String> {
         seconds(ui.elapsed()),
         found.report.display()
     );
-    if bad == 0 { Ok(line) } else { Err(Error::Failed(line)) }
+    let trouble: String = found.trouble.iter().map(|t| format!("\n{t}")).collect();
+    if bad == 0 && trouble.is_empty() { Ok(line) } else { Err(Error::Failed(line + &trouble)) }
 }
 
 /// Makes the cluster ready for faults, undoes what an earlier run left, and clears up behind `work`.

@@ -1,7 +1,7 @@
 //! The report: a page with the sums and, for each round, a picture of what was acknowledged when.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Measured;
 use super::round::{BAR, Round};
@@ -17,8 +17,11 @@ const STYLE: &str = "body{font:14px sans-serif;margin:2em;max-width:1040px}table
     td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}\
     .bad{color:#b00020}figure{margin:1.5em 0}figcaption{color:#444}ol{color:#444;font-size:12px}";
 
-/// Writes `index.html`, and each picture as a file of its own. Returns the page.
-pub fn save(dir: &Path, measured: &[Measured]) -> Result<PathBuf> {
+/// The page's file.
+pub const PAGE: &str = "index.html";
+
+/// Writes the page, and each picture as a file of its own.
+pub fn save(dir: &Path, measured: &[Measured]) -> Result<()> {
     let mut page = format!("<!doctype html><meta charset=\"utf-8\"><title>Fault tests</title><style>{STYLE}</style>");
     page += "<h1>Fault tests</h1><p>Gaps are the longest times without an acknowledged write, in milliseconds, in the \
              prefix that waited longest.</p>";
@@ -29,13 +32,12 @@ pub fn save(dir: &Path, measured: &[Measured]) -> Result<PathBuf> {
         crate::error::write(&dir.join(&name), &picture)?;
         page += &figure(round, &picture, &name);
     }
-    let index = dir.join("index.html");
-    crate::error::write(&index, page)?;
-    Ok(index)
+    crate::error::write(&dir.join(PAGE), page)
 }
 
 fn table<'a>(sums: impl Iterator<Item = &'a Sum>) -> String {
-    let head = ["kind", "mode", "rounds", "acknowledged", "lost", "gap p50", "p99", "max", "moved", "receipt", "bad"];
+    let head =
+        ["kind", "mode", "rounds", "acknowledged", "lost", "gap p50", "p99", "max", "moved", "reads", "receipt", "bad"];
     let mut text = format!("<table><tr>{}</tr>", head.map(|h| format!("<th>{h}</th>")).concat());
     for s in sums {
         let cells = [
@@ -48,6 +50,7 @@ fn table<'a>(sums: impl Iterator<Item = &'a Sum>) -> String {
             format!("{:.0}", s.gap_ms.p99),
             format!("{:.0}", s.gap_ms.max),
             s.moved.to_string(),
+            format!("{}, {} failed", s.reads, s.failed_reads),
             escape(&s.receipt),
             s.bad.to_string(),
         ];
@@ -59,16 +62,20 @@ fn table<'a>(sums: impl Iterator<Item = &'a Sum>) -> String {
 
 fn figure(round: &Round, picture: &str, name: &str) -> String {
     let mut text = format!(
-        "<figure>{picture}<figcaption><b>{} {}</b>, store {}: {} acknowledged, {} unknown, {} lost, gap {:.0} ms, receipt {}\
-         {}. <a href=\"{name}\">picture</a></figcaption><ol>",
+        "<figure>{picture}<figcaption><b>{} {}</b>, store {}: {} acknowledged, {} unknown, {} lost, {} reads judged, {} \
+         never answered and not there, gap {:.0} ms, receipt {} ({} records named, {} of the load exported){}. <a href=\"{name}\">picture</a></figcaption><ol>",
         round.kind.name(),
         round.mode.name(),
         round.store,
         round.acked,
         round.unknown,
         round.lost,
-        round.gap.ms(),
+        round.seen.reads,
+        round.unanswered,
+        round.seen.gap.ms(),
         escape(&round.receipt.word),
+        round.receipt.records,
+        round.receipt.exported,
         round.receipt.phases.iter().map(|(phase, ms)| format!(", {phase} {ms} ms")).collect::<String>(),
     );
     for (at, what) in &round.marks {
@@ -134,7 +141,7 @@ pub fn picture(round: &Round) -> String {
             BAR.as_millis(),
             round.kind.name(),
             round.mode.name(),
-            round.gap.ms()
+            round.seen.gap.ms()
         ),
     );
     svg

@@ -1,17 +1,18 @@
 //! One round: a load on a store, a fault, its end, and what is left of what was acknowledged.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::effect::{self, After};
 use super::env::{Before, Env, MEMBERS, NAMESPACE, Problem, Subject, Target};
 use super::kinds::{Kind, Mode};
 use super::lag::{Sample, Sampler};
 use super::load::client::Route;
-use super::load::history::{Gap, History, Outcome};
-use super::load::{Load, Plan, micros};
+use super::load::history::{History, Outcome, violation};
+use super::load::{Load, Plan, Registers, micros};
 use super::receipt::{self, Receipt};
 use super::scripts::{self, recovers};
+use super::seen::Seen;
 use super::verify::{self, Missing};
 use super::watch::ReignEvent;
 use crate::cluster::layout::nodes;
@@ -54,10 +55,10 @@ pub struct Round {
     pub unknown: usize,
     /// Acknowledged and not there any more.
     pub lost: usize,
-    /// The longest time without an acknowledgement.
-    pub gap: Gap,
-    /// Reads that failed between the fault and its end: how many, by what was answered.
-    pub failed_reads: BTreeMap<String, usize>,
+    /// Not answered, and not there.
+    pub unanswered: usize,
+    /// What clients saw.
+    pub seen: Seen,
     /// Whether another primary leads now.
     pub moved: bool,
     /// What the store says of it.
@@ -120,7 +121,7 @@ fn start<'a>(env: &Env<'_>, subject: &'a Subject, round: usize, rate: u32) -> Re
         node,
         route: Route { address: text(&service, "/spec/clusterIP").to_owned(), addresses: env.watch.addresses.clone() },
         rate,
-        registers: true,
+        registers: Registers::Own,
     });
     warm(name, &load)?;
     // The first writes make prefixes. A replica that still copies one is no witness of what was acknowledged.
@@ -149,6 +150,7 @@ fn target(subject: &Subject, load: Load, before: Before, round: usize) -> Target
         marks: Default::default(),
         isolated: Default::default(),
         problems: Default::default(),
+        judged_from: Default::default(),
         judged_until: Default::default(),
     }
 }
@@ -183,50 +185,46 @@ fn finish(
     let Running { target, sampler } = running;
     let mut problems: Vec<Problem> = performed.as_ref().err().cloned().map(Problem::Late).into_iter().collect();
     problems.extend(await_recovery(&target, least));
-    let Target { subject, load, before, marks, isolated, problems: noted, judged_until, .. } = target;
+    let Target { subject, load, before, marks, isolated, problems: noted, judged_from, judged_until, .. } = target;
     let samples = sampler.finish()?;
     let (begun, last) = (load.begun(), Instant::now());
-    let history = load.finish()?;
+    let mut histories = vec![load.finish()?];
+    histories.extend(isolated.into_inner().unwrap_or_default());
     let marks = marks.into_inner().unwrap_or_default();
     problems.extend(noted.into_inner().unwrap_or_default());
     let since = |moment: Instant| micros(moment.saturating_duration_since(begun));
     let until = since(judged_until.into_inner().ok().flatten().unwrap_or(last));
-    let fault = since(marks.first().map_or(last, |(at, _)| *at));
-    let gap = history.gap(fault, until);
-    if let Some(what) = history.registers.violation().filter(|_| subject.mode == Mode::Quorum) {
+    let from = judged_from.into_inner().ok().flatten().or_else(|| marks.first().map(|(at, _)| *at));
+    let fault = since(from.unwrap_or(last));
+    let seen = Seen::of(&histories[0], fault, until);
+    problems.extend(seen.judge(kind, subject.mode));
+    if let Some(what) = violation(&histories).filter(|_| subject.mode == Mode::Quorum) {
         problems.push(Problem::Broken(format!("reads at the primary are not linearizable: {what}")));
     }
-    let mut failed_reads: BTreeMap<String, usize> = BTreeMap::new();
-    for read in history.registers.failed_reads.iter().filter(|read| read.ended > fault && read.ended < until) {
-        *failed_reads.entry(read.why.clone()).or_default() += 1;
-    }
-    let mut histories = isolated.into_inner().unwrap_or_default();
-    histories.insert(0, history);
     let missing = verify::lookup(env, subject, &histories.iter().collect::<Vec<_>>())?;
     let last_answer = begun + Duration::from_micros(histories[0].last_before_gap(fault, until));
     let bound = bound(&samples, &histories, last_answer);
-    let receipt = receipt::judge(kind, subject, before.epoch, &missing, bound)?;
+    let receipt = receipt::judge(env, kind, subject, before.epoch, &missing, bound)?;
     problems.extend(receipt.problem.clone().map(|p| Problem::Broken(format!("receipt: {p}"))));
     problems.extend(wrong(subject.mode, &missing).into_iter().map(Problem::Broken));
-    let object = subject.store.get()?;
-    let (primary, epoch) = (text(&object, "/status/primary"), subject.store.epoch()?);
-    if kind.keeps_reign() && epoch != before.epoch {
-        problems.push(Problem::Late(format!("epoch {} became {epoch}, though the primary was well", before.epoch)));
-    }
+    let (primary, epoch) = (subject.store.primary()?, subject.store.epoch()?);
     let name = subject.store.name.clone();
+    let events = env.watch.since(&name, begun);
+    let after = After { epoch, events: &events, receipt: &receipt.word };
+    problems.extend(effect::judge(kind, subject.mode, &before, after));
     Ok(Round {
         kind,
         mode: subject.mode,
         acked: histories.iter().map(|h| h.count(Outcome::Acked)).sum(),
         unknown: histories.iter().map(|h| h.count(Outcome::Unknown)).sum(),
         lost: missing.acked.len(),
-        gap,
-        failed_reads,
+        unanswered: missing.unknown.len(),
+        seen,
         moved: primary != before.primary,
         receipt,
         problems,
         timeline: timeline(&histories[0]),
-        marks: story(marks, env.watch.since(&name, begun), begun),
+        marks: story(marks, events, begun),
         store: name,
         histories,
         lost_keys: missing.acked.into_keys().collect(),

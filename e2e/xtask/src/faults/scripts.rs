@@ -1,19 +1,20 @@
 //! What happens in a round of each kind, while the load goes on: the fault, how long it lasts, and its end.
 
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::env::{Env, NAMESPACE, Target};
+use super::env::{Env, MEMBERS, NAMESPACE, Target};
 use super::inject::{Undo, disk, network, process};
-use super::kinds::Kind;
-use super::{away, isolated};
+use super::kinds::{Kind, Mode};
+use super::{away, isolated, volume};
 use crate::cluster::process as recorded;
 use crate::error::{Error, Result};
 use crate::exec::run;
 use crate::kube::text;
 use crate::poll;
-use crate::store::members;
+use crate::store::{Member, describe, members};
 
 /// A store that does not acknowledge again after this will not before the fault is over.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(40);
@@ -25,6 +26,8 @@ const STEP: Duration = Duration::from_millis(20);
 const ALONE: Duration = Duration::from_millis(400);
 /// A member whose disk has space again is back by then, or waits for a person.
 const RETURN_LIMIT: Duration = Duration::from_secs(20);
+/// Replicas are said to stream up to ten seconds after they heard the primary last.
+const CUT_SHOWS: Duration = Duration::from_secs(20);
 const OPERATION_LIMIT: Duration = Duration::from_secs(60);
 
 /// Lets the fault happen to these stores and end. The load shows what came of it.
@@ -38,10 +41,11 @@ pub fn perform(kind: Kind, env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()>
         Kind::KillBehind => each(targets, |t| kill_behind(env, t)),
         Kind::HungDisk => each(targets, |t| hung_disk(env, t)),
         Kind::DiskFull => each(targets, |t| disk_full(env, t)),
-        Kind::VolumeLost => each(targets, |t| volume_lost(env, t)),
+        Kind::VolumeLost => each(targets, |t| volume::lost(env, t)),
         Kind::Switchover => each(targets, |t| switchover(env, t)),
         Kind::Scale => each(targets, |t| scale(env, t)),
         Kind::NodeBlackout => node_blackout(env, targets),
+        Kind::NodeAndOperatorBlackout => node_and_operator_blackout(env, targets),
         Kind::IsolatedPrimary => isolated::primary(env, targets),
         Kind::ApiServer => api_server(env, targets),
         Kind::OperatorKilled => operator_killed(env, targets),
@@ -62,11 +66,15 @@ pub fn recovers(target: &Target<'_>, since: Instant, limit: Duration) -> bool {
 
 /// Lets a fault last until writes are acknowledged again, and a little longer.
 fn outlast(targets: &[&Target<'_>], since: Instant) {
+    outlast_until(targets, since, since + RECOVERY_LIMIT);
+}
+
+fn outlast_until(targets: &[&Target<'_>], since: Instant, deadline: Instant) {
     for target in targets {
-        if recovers(target, since, RECOVERY_LIMIT.saturating_sub(since.elapsed())) {
+        if recovers(target, since, deadline.saturating_duration_since(Instant::now())) {
             target.mark("acknowledges again");
         } else {
-            target.late(format!("nobody took over within {} s", RECOVERY_LIMIT.as_secs()));
+            target.late(format!("nobody took over within {} s", (deadline - since).as_secs()));
         }
     }
     std::thread::sleep(AFTERMATH);
@@ -95,39 +103,58 @@ fn pod_deleted(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
     delete_pod(env, &target.before.primary)
 }
 
-fn volume_lost(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
-    let primary = &target.before.primary;
-    target.mark("volume and pod deleted");
-    env.kube.kubectl(&format!("delete pvc data-{primary} -n {NAMESPACE} --wait=false")).done()?;
-    delete_pod(env, primary)
-}
-
 fn partition_operator(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
     let rules = network::from_port(ADMIN_PORT);
     target.mark("cut from the operator");
     let cut = network::drop_packets(&env.journal, target.before.sandbox, rules)?;
-    std::thread::sleep(env.holds.partition);
+    lasts(target, env.holds.partition, "the primary is out of the operator's reach", |members| {
+        members.iter().any(|m| m.name == target.before.primary && m.phase == "Unreachable")
+    });
     target.mark("healed");
     cut.undo()
 }
 
-/// The addresses of the replicas.
-pub fn replicas(env: &Env<'_>, target: &Target<'_>) -> Vec<String> {
+/// Lets a partition last. Unless the status shows it meanwhile, it was none.
+fn lasts(target: &Target<'_>, hold: Duration, what: &str, mut shows: impl FnMut(&[Member]) -> bool) {
+    let begun = Instant::now();
+    let seen = poll::until(what, hold, Duration::from_millis(300), || {
+        let object = target.subject.store.get().map_err(|e| e.to_string())?;
+        poll::ready(shows(&members(&object)), || describe(&object))
+    });
+    match seen {
+        Ok(()) => target.mark(&format!("the status says so: {what}")),
+        Err(e) => target.late(format!("no effect: {e}")),
+    }
+    std::thread::sleep(hold.saturating_sub(begun.elapsed()));
+}
+
+/// The addresses of the replicas, of all of them: a partition with a hole in it is none.
+fn replicas(env: &Env<'_>, target: &Target<'_>) -> Result<Vec<String>> {
     let others = target.before.members.iter().filter(|m| m.name != target.before.primary);
-    others.filter_map(|m| env.watch.addresses.of(&m.name)).collect()
+    let found: Vec<String> = others.filter_map(|m| env.watch.addresses.of(&m.name)).collect();
+    if found.len() == MEMBERS - 1 {
+        return Ok(found);
+    }
+    Err(Error::failed(format!("find the replicas of {}: only {} have an address", target.name(), found.len())))
 }
 
 fn partition_replicas(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
-    let rules = network::from_addresses(&replicas(env, target));
+    let rules = network::from_addresses(&replicas(env, target)?);
     target.mark("cut from the replicas");
     let cut = network::drop_packets(&env.journal, target.before.sandbox, rules)?;
-    outlast(&[target], Instant::now() + Duration::from_millis(100));
+    match target.subject.mode {
+        Mode::Quorum => outlast(&[target], Instant::now() + Duration::from_millis(100)),
+        // Nobody takes over: the primary goes on alone, all the time.
+        Mode::Async => lasts(target, env.holds.partition.max(CUT_SHOWS), "no replica streams", |members| {
+            members.iter().all(|m| m.name == target.before.primary || m.phase != "Streaming")
+        }),
+    }
     target.mark("healed");
     cut.undo()
 }
 
 fn kill_behind(env: &Env<'_>, target: &Target<'_>) -> Result<()> {
-    let rules = network::from_addresses(&replicas(env, target));
+    let rules = network::from_addresses(&replicas(env, target)?);
     target.mark("cut from the replicas");
     let cut = network::drop_packets(&env.journal, target.before.sandbox, rules)?;
     std::thread::sleep(ALONE);
@@ -221,6 +248,26 @@ fn node_blackout(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
     dark.undo()
 }
 
+/// The same with the leading operator in the dark, until another one leads and has done its work.
+fn node_and_operator_blackout(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
+    let Some(node) = targets.first().map(|t| t.before.node) else { return Ok(()) };
+    let (leader, holder) = (env.leader()?, env.holder()?);
+    if text(&leader, "/spec/nodeName") != node.name() {
+        return Err(Error::failed(format!("darken {} with the operator: it leads from elsewhere", node.name())));
+    }
+    targets.iter().for_each(|t| t.mark(&format!("{} goes dark, with the leading operator", node.name())));
+    let dark = network::unplug(&env.journal, node)?;
+    let begun = Instant::now();
+    poll::until("another operator to lead", RECOVERY_LIMIT, Duration::from_millis(200), || {
+        let now = env.holder().map_err(|e| e.to_string())?;
+        poll::ready(!now.is_empty() && now != holder, || format!("{now} still does"))
+    })?;
+    targets.iter().for_each(|t| t.mark("another operator leads"));
+    outlast_until(targets, begun + Duration::from_millis(100), Instant::now() + RECOVERY_LIMIT);
+    targets.iter().for_each(|t| t.mark("light again"));
+    dark.undo()
+}
+
 fn api_server(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
     let server = recorded::find(&env.layout, "apiserver");
     let server = server.ok_or_else(|| Error::failed("stop the API server: it does not run"))?;
@@ -239,19 +286,33 @@ fn api_server(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
 /// The moments of a failover at which the operator is killed.
 const MOMENTS: [&str; 4] = ["with the primary", "Sealing", "Promoting", "Serving"];
 
+/// The moment of a round: one after the other, so that four rounds have all. A single round has one that the clock chose.
+fn moment(round: usize) -> usize {
+    static FIRST: OnceLock<usize> = OnceLock::new();
+    let since = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+    let first = *FIRST.get_or_init(|| usize::try_from(since()).unwrap_or(0));
+    first.wrapping_add(round) % MOMENTS.len()
+}
+
 fn operator_killed(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
     let Some(first) = targets.first() else { return Ok(()) };
-    let moment = MOMENTS[first.round % MOMENTS.len()];
+    let at = moment(first.round);
+    let wanted = MOMENTS[at];
     let leader = process::of_pod_object(&env.layout, &env.leader()?)?;
     for target in targets {
         kill(target)?;
     }
-    if moment != MOMENTS[0] {
-        let later = MOMENTS.iter().position(|m| *m == moment).map_or(&MOMENTS[1..], |at| &MOMENTS[at..]);
-        env.watch.await_phase(first.name(), first.before.epoch, later, RECOVERY_LIMIT)?;
+    if at > 0 {
+        env.watch.await_phase(first.name(), first.before.epoch, &MOMENTS[at..], RECOVERY_LIMIT)?;
     }
     process::kill(leader)?;
-    targets.iter().for_each(|t| t.mark(&format!("operator killed: {moment}")));
+    // What the record says by now may be later than what was waited for.
+    let now = env.watch.last(first.name()).filter(|e| e.epoch > first.before.epoch);
+    let seen = now.map_or(MOMENTS[0].to_owned(), |e| e.phase);
+    targets.iter().for_each(|t| t.mark(&format!("operator killed: {seen} (it was to be {wanted})")));
+    if seen != wanted {
+        first.late(format!("no effect: the operator was to be killed {wanted}, and the record says {seen}"));
+    }
     outlast(targets, Instant::now());
     env.await_leader()
 }
@@ -267,41 +328,19 @@ fn two_operators(env: &Env<'_>, targets: &[&Target<'_>]) -> Result<()> {
     for target in targets {
         kill(target)?;
     }
-    // Without a failover under way there is no middle of it; then the end of the wait will do.
     let limit = Duration::from_secs(5);
-    drop(env.watch.await_phase(first.name(), first.before.epoch, &["Sealing", "Promoting", "Serving"], limit));
+    match env.watch.await_phase(first.name(), first.before.epoch, &["Sealing", "Promoting", "Serving"], limit) {
+        Ok(seen) => first.mark(&format!("the failover is {}", seen.phase)),
+        Err(e) => first.late(format!("no effect: the former operator goes on without a failover: {e}")),
+    }
+    // The kubelet ends what does not answer it for too long.
+    if !leader.runs() || leader.is_told_to_end() {
+        first.late("no effect: the kubelet ended the former operator before it could go on".into());
+    }
     targets.iter().for_each(|t| t.mark("the former operator goes on"));
     stopped.undo()?;
     outlast(targets, Instant::now());
     env.await_leader()
-}
-
-/// Moves the primaries of all stores to the first one's node, so that what happens to the node happens to all.
-pub fn gather(env: &Env<'_>, subjects: &[&super::env::Subject], round: usize) -> Result<()> {
-    let Some(first) = subjects.first() else { return Ok(()) };
-    let node = first.before(env)?.node;
-    for subject in &subjects[1..] {
-        let before = subject.before(env)?;
-        if before.node == node {
-            continue;
-        }
-        let there = before.members.iter().find(|m| m.node == node.name());
-        let there = there.ok_or_else(|| Error::failed(format!("{} has no member there", subject.store.name)))?;
-        let name = format!("gather-{}-{}-{round}", subject.store.name, before.epoch);
-        ask_switchover(env, &subject.store.name, &name, Some(&there.name))?;
-    }
-    // An operator in the dark would be replaced first, which is another fault.
-    let leader = env.leader()?;
-    if text(&leader, "/spec/nodeName") == node.name() {
-        let pod = text(&leader, "/metadata/name");
-        let space = crate::generate::NAMESPACE;
-        env.kube.kubectl(&format!("delete pod {pod} -n {space}")).done()?;
-        poll::until("an operator elsewhere to lead", Duration::from_secs(60), Duration::from_millis(300), || {
-            let now = env.leader().map_err(|e| e.to_string())?;
-            poll::ready(text(&now, "/spec/nodeName") != node.name(), || "it leads from the same node".into())
-        })?;
-    }
-    Ok(())
 }
 
 /// Scales the operator to nothing; it comes back with the guard.

@@ -78,7 +78,8 @@ fn present(address: &str, name: &str, records: Vec<&(String, String)>) -> Result
     Ok(found)
 }
 
-fn connect(address: &str, name: &str) -> Result<Connection> {
+/// Connects to a member's client port.
+pub fn connect(address: &str, name: &str) -> Result<Connection> {
     poll::until(&format!("a connection to {name}"), CONNECT_LIMIT, Duration::from_millis(100), || {
         let client = redis::Client::open(format!("redis://{address}:{RESP_PORT}/")).map_err(|e| e.to_string())?;
         let connection = client.get_connection_with_timeout(CONNECT_LIMIT).map_err(|e| e.to_string())?;

@@ -30,6 +30,8 @@ pub struct ReignEvent {
     pub phase: String,
     /// Why it was begun.
     pub cause: String,
+    /// Who leads in it: the identity on its volume; empty while it is not decided.
+    pub primary: String,
 }
 
 /// Reads a path of the API server, event by event, in a thread of its own.
@@ -150,6 +152,7 @@ fn hear(events: &Mutex<Vec<ReignEvent>>, event: &Value) {
         epoch: event.pointer(&format!("{record}/epoch")).and_then(Value::as_i64).unwrap_or(-1),
         phase: text(event, &format!("{record}/phase")).to_owned(),
         cause: text(event, &format!("{record}/cause")).to_owned(),
+        primary: text(event, &format!("{record}/primary")).to_owned(),
     };
     let known = all.iter().rev().find(|e| e.store == heard.store);
     // A watch that is begun again tells the present state once more.

@@ -36,7 +36,7 @@ pub enum Undo {
 impl Undo {
     fn perform(&self) -> Result<()> {
         match self {
-            Self::Continue(process) => process.signal(Signal::CONT),
+            Self::Continue(process) => process.signal_if_there(Signal::CONT).map(drop),
             Self::LinkUp(link) => {
                 if !Path::new("/sys/class/net").join(link).exists() {
                     return Ok(());

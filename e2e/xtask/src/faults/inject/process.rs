@@ -64,7 +64,7 @@ fn of_container(layout: &Layout, node: Node, id: &str) -> Result<Recorded> {
     Err(Error::failed(format!("find the process of container {id}: process {} is another", process.pid())))
 }
 
-/// Ends a process as a crash would. One that hangs in its disk ends later.
+/// Ends a process as a crash would. One that hangs in its disk ends later; one that has ended already is an error.
 pub fn kill(process: Recorded) -> Result<()> {
     process.signal(Signal::KILL)
 }

@@ -14,6 +14,9 @@ const CONNECT_LIMIT: Duration = Duration::from_millis(300);
 /// After this a request that was not answered counts as unknown.
 const ANSWER_LIMIT: Duration = Duration::from_millis(1000);
 
+/// Why a request failed that was never sent.
+pub const NO_CONNECTION: &str = "no connection";
+
 /// The addresses of pods by name, as known at present.
 #[derive(Default)]
 pub struct Addresses(Mutex<BTreeMap<String, String>>);
@@ -73,7 +76,7 @@ impl Client {
             self.connection = connect(&address);
         }
         let Some(connection) = self.connection.as_mut() else {
-            self.why = "no connection".to_owned();
+            self.why = NO_CONNECTION.to_owned();
             return Err(Failure::Refused);
         };
         request(connection).map_err(|e| {

@@ -1,5 +1,6 @@
 //! What a load saw, and what follows from it: gaps, and counts over time.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::super::linear;
@@ -80,8 +81,8 @@ pub struct Registers {
     pub operations: Vec<Operation>,
     /// Reads that brought no value.
     pub failed_reads: Vec<FailedRead>,
-    /// Reads that a replica answered, which promise less.
-    pub at_replicas: usize,
+    /// When a replica answered a read, which promises less.
+    pub at_replicas: Vec<u64>,
 }
 
 impl Registers {
@@ -89,19 +90,22 @@ impl Registers {
     pub fn extend(&mut self, other: Self) {
         self.operations.extend(other.operations);
         self.failed_reads.extend(other.failed_reads);
-        self.at_replicas += other.at_replicas;
+        self.at_replicas.extend(other.at_replicas);
     }
+}
 
-    /// What is wrong with the reads, if anything is.
-    pub fn violation(&self) -> Option<String> {
-        let mut keys: Vec<u64> = self.operations.iter().map(|o| o.register).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        keys.into_iter().find_map(|key| {
-            let of_key: Vec<Operation> = self.operations.iter().filter(|o| o.register == key).copied().collect();
-            linear::violation(&of_key).map(|what| format!("register {key}: {what}"))
-        })
-    }
+/// What is wrong with the reads of loads on the same registers, if anything is. The first load is the oldest.
+pub fn violation(histories: &[History]) -> Option<String> {
+    let begun = histories.first()?.begun;
+    let all = histories.iter().flat_map(|h| {
+        let later = super::micros(h.begun.saturating_duration_since(begun));
+        let shifted =
+            move |o: &Operation| Operation { begun: o.begun + later, ended: o.ended.map(|ended| ended + later), ..*o };
+        h.registers.operations.iter().map(shifted)
+    });
+    let mut by_register: BTreeMap<u64, Vec<Operation>> = BTreeMap::new();
+    all.for_each(|o| by_register.entry(o.register).or_default().push(o));
+    by_register.iter().find_map(|(key, of_key)| linear::violation(of_key).map(|what| format!("register {key}: {what}")))
 }
 
 /// Everything that one load saw.
@@ -185,9 +189,24 @@ fn longest(times: &[u64], from: u64, until: u64) -> Gap {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
-    use super::{Gap, History, Outcome, Write, longest};
+    use super::{Access, Gap, History, Operation, Outcome, Write, longest, violation};
+
+    #[test]
+    fn a_stale_read_of_another_load_is_found() {
+        let begun = Instant::now();
+        let (mut outside, mut inside) = (History::new("o".into(), begun), History::new("i".into(), begun));
+        let access = |begun, access| Operation { register: 0, begun, ended: Some(begun + 5), access };
+        outside.registers.operations.extend([access(10, Access::Write(1)), access(3_000, Access::Write(2))]);
+        inside.registers.operations.push(access(1_000, Access::Read(Some(1))));
+        assert_eq!(violation(&[outside, inside]), None);
+        let (mut outside, mut inside) = (History::new("o".into(), begun), History::new("i".into(), begun));
+        inside.begun += Duration::from_millis(5);
+        outside.registers.operations.extend([access(10, Access::Write(1)), access(3_000, Access::Write(2))]);
+        inside.registers.operations.push(access(1_000, Access::Read(Some(1))));
+        assert!(violation(&[outside, inside]).is_some());
+    }
 
     #[test]
     fn the_gap_is_the_longest_pause_that_touches_the_span() {

@@ -24,6 +24,15 @@ const MOST: u32 = 200_000;
 /// Pause after a failure, so that a store without a primary is not flooded.
 const AFTER_REFUSAL: Duration = Duration::from_millis(15);
 
+/// What a load does with registers.
+#[derive(Clone, Debug)]
+pub enum Registers {
+    /// It writes and reads its own.
+    Own,
+    /// It reads those that the load with this tag writes.
+    ReadOf(String),
+}
+
 /// How a load is made.
 #[derive(Clone)]
 pub struct Plan {
@@ -35,8 +44,8 @@ pub struct Plan {
     pub route: Route,
     /// Writes a second, of all connections together.
     pub rate: u32,
-    /// Whether registers are read and written too.
-    pub registers: bool,
+    /// What is done with registers besides.
+    pub registers: Registers,
 }
 
 /// What all threads of a load share.
@@ -81,8 +90,13 @@ impl Load {
                 std::thread::spawn(move || write(&plan, &shared, connection))
             })
             .collect();
-        let registers = if plan.registers { registers::start(&plan, &shared) } else { Vec::new() };
+        let registers = registers::start(&plan, &shared);
         Self { plan, shared, writers, registers }
+    }
+
+    /// Tells its keys from others.
+    pub fn tag(&self) -> &str {
+        &self.plan.tag
     }
 
     /// Writes acknowledged so far.

@@ -8,7 +8,7 @@ use redis::Value;
 
 use super::client::{Client, Failure};
 use super::history::{Access, FailedRead, Operation, register};
-use super::{Pace, Plan, Shared};
+use super::{Pace, Plan, Registers, Shared};
 use crate::error::Result;
 use crate::faults::inject::network;
 
@@ -29,7 +29,11 @@ pub fn start(plan: &Plan, shared: &Arc<Shared>) -> Vec<JoinHandle<Result<Part>>>
         let (plan, shared) = (plan.clone(), shared.clone());
         std::thread::spawn(move || work(&plan, &shared, id))
     };
-    (0..WRITERS).map(|id| spawn(write, id)).chain((0..READERS).map(|id| spawn(read, id))).collect()
+    let writers = match plan.registers {
+        Registers::Own => WRITERS,
+        Registers::ReadOf(_) => 0,
+    };
+    (0..writers).map(|id| spawn(write, id)).chain((0..READERS).map(|id| spawn(read, id))).collect()
 }
 
 fn write(plan: &Plan, shared: &Shared, id: u64) -> Result<Part> {
@@ -66,6 +70,10 @@ fn read(plan: &Plan, shared: &Shared, id: u64) -> Result<Part> {
     let mut client = Client::new(plan.route.clone());
     let mut pace = Pace::new(RATE as f64);
     let mut part = Part::default();
+    let tag = match &plan.registers {
+        Registers::Own => &plan.tag,
+        Registers::ReadOf(tag) => tag,
+    };
     for n in 0..MOST {
         pace.wait();
         if shared.stopped() {
@@ -75,7 +83,7 @@ fn read(plan: &Plan, shared: &Shared, id: u64) -> Result<Part> {
         let begun = shared.now();
         // A member that leads before and after the read led in between: it is asked in one go.
         let answer: std::result::Result<(Value, Option<u64>, Value), _> =
-            client.call(|c| redis::pipe().cmd("ROLE").cmd("GET").arg(register(&plan.tag, index)).cmd("ROLE").query(c));
+            client.call(|c| redis::pipe().cmd("ROLE").cmd("GET").arg(register(tag, index)).cmd("ROLE").query(c));
         let ended = shared.now();
         match answer {
             Ok((before, value, after)) => match (led_elsewhere(&before), led_elsewhere(&after)) {
@@ -84,7 +92,7 @@ fn read(plan: &Plan, shared: &Shared, id: u64) -> Result<Part> {
                     part.operations.push(Operation { register: index, begun, ended: Some(ended), access });
                 }
                 (_, Some(at)) | (Some(at), None) => {
-                    part.at_replicas += 1;
+                    part.at_replicas.push(ended);
                     client.leave(Some(&at));
                 }
             },
