@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use futures::{Stream, StreamExt};
 use kube::runtime::controller::{Action, Config, Error as RuntimeError, applier};
 use kube::{Client, Resource};
-use parovoz_api::ReplicatedStore;
+use parovoz_api::{ReplicatedStore, ReplicatedStoreStatus};
 use parovoz_operator_core::observed::Observed;
 use parovoz_operator_core::plan::{Plan, RoleLabels, SOON, plan};
+use parovoz_operator_core::status::Failure;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -19,7 +20,7 @@ use crate::member::Members;
 use crate::metrics::{Metrics, PassResult};
 use crate::steps::apply::{Applied, Tools, apply};
 use crate::steps::lease::Leases;
-use crate::steps::observe::{Sources, observe};
+use crate::steps::observe::{Sources, observe, store_facts};
 use crate::steps::report::Reporter;
 
 /// Longest pass over one store: its own requests are bounded, this bounds their sum.
@@ -63,29 +64,48 @@ pub async fn reconcile(store: &GuardedStore, context: &Context) -> Result<(Actio
     let store = store.0.as_ref().map_err(|invalid| Error::Unreadable(invalid.error.clone()))?;
     let mut changed = false;
     let mut done = Done::default();
-    for _ in 0..AT_ONCE {
-        let (observed, plan, applied) = Box::pin(pass(store, context, &mut done)).await?;
+    let mut left = AT_ONCE;
+    loop {
+        let (observed, plan, mut applied) = match Box::pin(pass(store, context, &mut done)).await {
+            Ok(done) => done,
+            Err(error) => {
+                if let Ok(facts) = store_facts(store, last_status(store, context)) {
+                    context.reporter.failed(&context.metrics, &facts, &error).await;
+                }
+                return Err(error);
+            }
+        };
         if observed.store.deleting {
             return Ok((Action::requeue(Duration::from_secs(30)), PassResult::Settled));
         }
+        left -= 1;
         changed |= !plan.changes_nothing();
         let answered = plan.orders.is_empty() || applied.ordered > 0;
-        if plan.urgent && answered && applied.failures.is_empty() {
+        // What was refused does not hold the reign up; it is told by the last of these passes.
+        let urgent = plan.urgent && answered;
+        done.collect(&mut applied);
+        if urgent && left > 0 {
             context.reporter.told(&observed, &plan).await;
             continue;
         }
         context.reporter.report(&context.metrics, &observed, &plan, &applied).await?;
-        let goes_on = applied.again || plan.reign_write.is_some() || !plan.orders.is_empty();
-        let pause = match (goes_on, applied.failures.is_empty()) {
-            (true, _) => plan.requeue_after.min(SOON),
-            (false, true) => plan.requeue_after,
-            // What was refused for what it is will be refused again.
-            (false, false) => plan.requeue_after.max(AFTER_REFUSAL),
-        };
-        return Ok((Action::requeue(pause), if changed { PassResult::Changed } else { PassResult::Settled }));
+        let result = if changed { PassResult::Changed } else { PassResult::Settled };
+        return Ok((Action::requeue(pause(&observed, &plan, &applied, urgent)), result));
     }
-    // It goes on at once all the same, after others had their turn.
-    Ok((Action::requeue(Duration::from_millis(1)), PassResult::Changed))
+}
+
+/// When to look again.
+fn pause(observed: &Observed, plan: &Plan, applied: &Applied, urgent: bool) -> Duration {
+    if urgent {
+        // It goes on at once all the same, after others had their turn.
+        return Duration::from_millis(1);
+    }
+    if applied.again || plan.reign_write.is_some() || !plan.orders.is_empty() {
+        return plan.requeue_after.min(SOON);
+    }
+    // What was refused for what it is will be refused again.
+    let refused = !applied.failures.is_empty() && plan.can_rest(observed);
+    if refused { plan.requeue_after.max(AFTER_REFUSAL) } else { plan.requeue_after }
 }
 
 /// What passes that followed each other at once have done already: the watches may not have told of it yet.
@@ -93,9 +113,20 @@ pub async fn reconcile(store: &GuardedStore, context: &Context) -> Result<(Actio
 struct Done {
     objects: bool,
     labels: Vec<RoleLabels>,
+    /// What could not be done in any of them.
+    failures: Vec<Failure>,
+    again: bool,
 }
 
 impl Done {
+    /// Add what earlier passes could not do, for objects are tried in the first only.
+    fn collect(&mut self, applied: &mut Applied) {
+        let new = applied.failures.drain(..).filter(|failure| !self.failures.contains(failure)).collect::<Vec<_>>();
+        self.failures.extend(new);
+        self.again |= applied.again;
+        (applied.failures, applied.again) = (self.failures.clone(), self.again);
+    }
+
     fn leave_out(&mut self, plan: &mut Plan) {
         if std::mem::replace(&mut self.objects, true) {
             plan.objects.clear();
@@ -109,9 +140,13 @@ impl Done {
     }
 }
 
+/// What this process wrote last about a store.
+fn last_status(store: &ReplicatedStore, context: &Context) -> Option<ReplicatedStoreStatus> {
+    store.metadata.uid.as_deref().and_then(|uid| context.reporter.last(uid))
+}
+
 /// Observe, plan, carry out.
 async fn pass(store: &ReplicatedStore, context: &Context, done: &mut Done) -> Result<(Observed, Plan, Applied), Error> {
-    let last = store.metadata.uid.as_deref().and_then(|uid| context.reporter.last(uid));
     let sources = Sources {
         client: &context.client,
         caches: &context.caches,
@@ -119,7 +154,7 @@ async fn pass(store: &ReplicatedStore, context: &Context, done: &mut Done) -> Re
         leases: &context.leases,
         default_image: &context.default_image,
     };
-    let observed = observe(&sources, store, last).await?;
+    let observed = observe(&sources, store, last_status(store, context)).await?;
     let mut plan = plan(&observed);
     done.leave_out(&mut plan);
     let tools = Tools { client: &context.client, members: &context.members, metrics: &context.metrics };

@@ -78,14 +78,17 @@ impl Election {
 
     /// Renew the Lease for as long as that works. Returns why it does not any more.
     pub async fn keep(&mut self, health: &Health, metrics: &Metrics) -> LeaderError {
-        let mut renewed = Instant::now();
+        let mut renewed = tokio::time::Instant::now();
         loop {
-            tokio::time::sleep(EVERY).await;
-            let round = self.round().await;
+            let left = || RENEW_WITHIN.saturating_sub(renewed.elapsed());
+            tokio::time::sleep(EVERY.min(left())).await;
+            let began = tokio::time::Instant::now();
+            let round = self.round_within(REQUEST.min(left())).await;
             health.alive();
             match round {
                 Ok(Round::Held) => {
-                    renewed = Instant::now();
+                    // Others count from the write, which may have come long before its answer.
+                    renewed = began;
                     beat(health, metrics);
                 }
                 Ok(Round::Other(holder)) => return LeaderError::Taken(holder),
@@ -118,9 +121,23 @@ impl Election {
     /// # Errors
     /// The API server did not answer, or refused.
     pub async fn round(&mut self) -> Result<Round, String> {
-        match tokio::time::timeout(REQUEST, self.try_round()).await {
+        self.round_within(REQUEST).await
+    }
+
+    async fn round_within(&mut self, patience: Duration) -> Result<Round, String> {
+        match tokio::time::timeout(patience, self.try_round()).await {
             Ok(result) => result.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {REQUEST:?}")),
+            Err(_) => Err(format!("no answer within {patience:?}")),
+        }
+    }
+
+    /// Somebody else was first with a write. It need not be another holder: a late write of one's own is as well.
+    async fn lost(&self, error: kube::Error) -> Result<Round, kube::Error> {
+        let lease = self.api.get_opt(&self.name).await?;
+        let holder = lease.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity);
+        match holder.filter(|holder| !holder.is_empty() && *holder != self.identity) {
+            Some(holder) => Ok(Round::Other(holder)),
+            None => Err(error),
         }
     }
 
@@ -132,7 +149,7 @@ impl Election {
             };
             return match self.api.create(&PostParams::default(), &lease).await {
                 Ok(_) => Ok(Round::Held),
-                Err(error) if classify(&error) == Class::Conflict => Ok(Round::Other("another process".into())),
+                Err(error) if classify(&error) == Class::Conflict => self.lost(error).await,
                 Err(error) => Err(error),
             };
         };
@@ -144,7 +161,7 @@ impl Election {
         lease.spec = Some(self.renewed(Some(&spec)));
         match self.api.replace(&self.name, &PostParams::default(), &lease).await {
             Ok(_) => Ok(Round::Held),
-            Err(error) if classify(&error) == Class::Conflict => Ok(Round::Other("another process".into())),
+            Err(error) if classify(&error) == Class::Conflict => self.lost(error).await,
             Err(error) => Err(error),
         }
     }

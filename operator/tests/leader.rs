@@ -3,11 +3,14 @@
 
 mod fake;
 
+use std::time::Duration;
+
 use fake::{FakeApi, failure};
 use http::{Method, StatusCode};
 use kube::Api;
+use kube::client::Body;
 use parovoz_operator::http::Health;
-use parovoz_operator::leader::{Election, LeaderError, Round};
+use parovoz_operator::leader::{Election, LeaderError, RENEW_WITHIN, Round};
 use parovoz_operator::metrics::Metrics;
 use serde_json::json;
 
@@ -61,7 +64,35 @@ async fn two_that_ask_at_once_do_not_both_get_it() {
             None
         }
     });
-    assert_eq!(one.round().await, Ok(Round::Other("another process".into())));
+    assert_eq!(one.round().await, Ok(Round::Other("two".into())));
+}
+
+#[tokio::test]
+async fn a_lost_write_on_the_own_lease_is_tried_again() {
+    let api = FakeApi::default();
+    let mut one = election(&api, "one");
+    assert_eq!(one.round().await, Ok(Round::Held));
+    api.interfere(|asked| (asked.method == Method::PUT).then(|| failure(StatusCode::CONFLICT, "Conflict")));
+    assert!(one.round().await.is_err());
+    api.interfere(|_| None);
+    assert_eq!(one.round().await, Ok(Round::Held));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_whose_renewals_fail_late_stops_before_its_lease_may_be_taken() {
+    let (service, mut handle) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
+    tokio::spawn(async move {
+        while let Some((_, respond)) = handle.next_request().await {
+            tokio::time::sleep(Duration::from_millis(2_900)).await;
+            respond.send_response(http::Response::builder().status(500).body(Body::empty()).unwrap());
+        }
+    });
+    let api = Api::namespaced(kube::Client::new(service, "ops"), "ops");
+    let mut one = Election::new(api, "parovoz-operator".into(), "one".into());
+    let began = tokio::time::Instant::now();
+    let lost = one.keep(&Health::default(), &Metrics::default()).await;
+    assert!(matches!(lost, LeaderError::Late(_)));
+    assert!(began.elapsed() <= RENEW_WITHIN + Duration::from_millis(10), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

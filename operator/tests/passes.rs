@@ -178,6 +178,23 @@ impl Harness {
         harness
     }
 
+    /// The primary's process is started anew: it follows nobody, with all that it had.
+    fn restart(&self) {
+        self.member.report.send_modify(|report| {
+            report.process_id = "process-2".into();
+            report.set_role(v1::MemberRole::Replica);
+            report.set_phase(v1::MemberPhase::Waiting);
+            report.prefixes = vec![v1::PrefixReport {
+                name: "$catalogue".into(),
+                prefix_uuid: "c".into(),
+                system: true,
+                served: true,
+                vote: Some(v1::Vote { known: Some(v1::Position { epoch: 1, sequence: 1 }), ..v1::Vote::default() }),
+                ..v1::PrefixReport::default()
+            }];
+        });
+    }
+
     fn status(&self) -> Value {
         self.api.get(STORE).unwrap()["status"].clone()
     }
@@ -285,19 +302,7 @@ async fn a_lease_that_moved_meanwhile_is_looked_at_again_before_any_order() {
 async fn a_restarted_primary_leads_again_within_one_pass() {
     let mut harness = Harness::serving().await;
     harness.member.orders.lock().clear();
-    harness.member.report.send_modify(|report| {
-        report.process_id = "process-2".into();
-        report.set_role(v1::MemberRole::Replica);
-        report.set_phase(v1::MemberPhase::Waiting);
-        report.prefixes = vec![v1::PrefixReport {
-            name: "$catalogue".into(),
-            prefix_uuid: "c".into(),
-            system: true,
-            served: true,
-            vote: Some(v1::Vote { known: Some(v1::Position { epoch: 1, sequence: 1 }), ..v1::Vote::default() }),
-            ..v1::PrefixReport::default()
-        }];
-    });
+    harness.restart();
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
     while harness.member.orders.lock().is_empty() {
         assert!(tokio::time::Instant::now() < deadline, "nothing is done about it");
@@ -307,6 +312,47 @@ async fn a_restarted_primary_leads_again_within_one_pass() {
     assert_eq!(*harness.member.orders.lock(), ["seal data-1 for 2", "promote data-1 to 2"], "one pass does it all");
     assert_eq!(harness.api.get(REIGN).unwrap()["spec"]["current"]["phase"], "Serving");
     assert_eq!(harness.api.get(LEASE).unwrap()["metadata"]["annotations"]["parovoz.dev/epoch"], "2");
+}
+
+#[tokio::test]
+async fn a_refused_object_does_not_hold_a_reign_up_and_is_told_at_its_end() {
+    let mut harness = Harness::serving().await;
+    harness.member.orders.lock().clear();
+    harness.api.0.lock().objects.retain(|path, _| !path.contains("poddisruptionbudgets"));
+    harness.api.interfere(|asked| {
+        let budget = asked.method == Method::PATCH && asked.path.contains("poddisruptionbudgets");
+        budget.then(|| failure(StatusCode::FORBIDDEN, "Forbidden"))
+    });
+    harness.restart();
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    while harness.member.orders.lock().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "nothing is done about it");
+        harness.pass().await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!(*harness.member.orders.lock(), ["seal data-1 for 2", "promote data-1 to 2"], "one pass does it all");
+    assert!(harness.status().to_string().contains("apply cache: Forbidden"), "{}", harness.status());
+}
+
+#[tokio::test]
+async fn a_record_that_may_not_be_written_is_told_in_the_status() {
+    let mut harness = Harness::serving().await;
+    harness.api.interfere(|asked| {
+        let swap = asked.method == Method::PUT && asked.path == REIGN;
+        swap.then(|| failure(StatusCode::FORBIDDEN, "Forbidden"))
+    });
+    harness.restart();
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    while harness.pass().await.is_ok() {
+        assert!(tokio::time::Instant::now() < deadline, "nothing is swapped");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let status = harness.status();
+    assert_eq!((&status["phase"], &status["primary"]), (&json!("Degraded"), &json!("cache-1")));
+    let conditions = status["conditions"].as_array().unwrap();
+    let degraded = conditions.iter().find(|condition| condition["type"] == "Degraded").unwrap();
+    assert_eq!(degraded["status"], "True");
+    assert!(degraded["message"].as_str().unwrap().starts_with("swap decision record: "), "{degraded}");
 }
 
 #[tokio::test]

@@ -90,7 +90,11 @@ impl FromName for StoreRef {
     }
 }
 
-fn store_facts(store: &ReplicatedStore, last_status: Option<ReplicatedStoreStatus>) -> Result<StoreFacts, Error> {
+/// What a pass needs of the store itself. `last_status` is what this process wrote last.
+///
+/// # Errors
+/// The store lacks what every stored object has.
+pub fn store_facts(store: &ReplicatedStore, last_status: Option<ReplicatedStoreStatus>) -> Result<StoreFacts, Error> {
     let meta = &store.metadata;
     Ok(StoreFacts {
         name: meta.name.clone().ok_or(Error::Incomplete("name"))?,

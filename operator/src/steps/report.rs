@@ -14,7 +14,7 @@ use parovoz_api::{ReplicatedStore, ReplicatedStoreStatus};
 use parovoz_operator_core::names;
 use parovoz_operator_core::observed::{Observed, StoreFacts};
 use parovoz_operator_core::plan::{Event, Plan};
-use parovoz_operator_core::status::{events, status, worth_writing};
+use parovoz_operator_core::status::{events, failed, status, worth_writing};
 use serde_json::json;
 
 use super::apply::Applied;
@@ -66,8 +66,27 @@ impl Reporter {
         let store = &observed.store;
         let new = status(observed, plan, &applied.failures);
         metrics.store(format!("{}/{}", store.namespace, store.name), Some(new.phase));
-        let turned = events(store.status.as_ref(), &new);
-        for event in plan.events.iter().chain(&turned) {
+        for event in &plan.events {
+            self.tell(store, event).await;
+        }
+        self.write(metrics, store, new).await
+    }
+
+    /// A pass failed in a way that only a change by a person helps: say so, as far as that can be written.
+    pub async fn failed(&self, metrics: &Metrics, store: &StoreFacts, error: &Error) {
+        if error.class() != Class::Terminal {
+            return;
+        }
+        let message = error.to_string().chars().take(1000).collect();
+        let new = failed(store.status.as_ref(), store.generation, Timestamp::now(), message);
+        metrics.store(format!("{}/{}", store.namespace, store.name), Some(new.phase));
+        if let Err(error) = self.write(metrics, store, new).await {
+            tracing::warn!(store = store.name, %error, "tell of a failed pass");
+        }
+    }
+
+    async fn write(&self, metrics: &Metrics, store: &StoreFacts, new: ReplicatedStoreStatus) -> Result<(), Error> {
+        for event in &events(store.status.as_ref(), &new) {
             self.tell(store, event).await;
         }
         let age = self.written.lock().get(&store.uid).map(|(_, at)| at.elapsed());

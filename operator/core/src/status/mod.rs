@@ -5,9 +5,11 @@ mod members;
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parovoz_api::{
-    Condition, ConditionStatus, ConditionType, Lag, MemberPhase, MemberRole, ReignPhase, ReplicatedStoreStatus,
-    StorePhase, TimeSpan, Waiting, WaitingReason,
+    Condition, ConditionReason, ConditionStatus, ConditionType, Lag, MemberPhase, MemberRole, ReignPhase,
+    ReplicatedStoreStatus, StorePhase, TimeSpan, Waiting, WaitingReason,
 };
 
 use crate::names;
@@ -16,6 +18,9 @@ use crate::plan::{Event, EventReason, Plan};
 
 /// How often positions, lag and progress are written at most, while nothing else changes.
 pub const VOLATILE_EVERY: Duration = Duration::from_secs(5);
+
+/// Waits listed at most.
+const WAITING: usize = 32;
 
 /// What the executor could not do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +45,7 @@ pub fn status(observed: &Observed, plan: &Plan, failures: &[Failure]) -> Replica
     let mut waiting = plan.waiting.clone();
     waiting.extend(failures.iter().map(refused));
     waiting.sort_by(|one, other| (one.reason, &one.message).cmp(&(other.reason, &other.message)));
-    waiting.truncate(32);
+    waiting.truncate(WAITING);
     let view = View { observed, plan, members: &members, record, primary: primary(observed, record), failures };
     let conditions = conditions::conditions(&view, &old.conditions);
     let holds = |type_: ConditionType| {
@@ -65,6 +70,36 @@ pub fn status(observed: &Observed, plan: &Plan, failures: &[Failure]) -> Replica
         waiting,
         conditions,
     }
+}
+
+/// The status of a store that nothing can be done for until a person changes something: as it was, but for why.
+#[must_use]
+pub fn failed(
+    old: Option<&ReplicatedStoreStatus>,
+    generation: i64,
+    now: Timestamp,
+    message: String,
+) -> ReplicatedStoreStatus {
+    let mut new = old.cloned().unwrap_or_default();
+    let before = new.conditions.iter().position(|condition| condition.type_ == ConditionType::Degraded);
+    let before = before.map(|index| new.conditions.remove(index));
+    let since = before.filter(|condition| condition.status == ConditionStatus::True);
+    new.conditions.push(Condition {
+        type_: ConditionType::Degraded,
+        status: ConditionStatus::True,
+        reason: ConditionReason::SpecificationInvalid,
+        message: message.clone(),
+        observed_generation: generation,
+        last_transition_time: since.map_or(Time(now), |condition| condition.last_transition_time),
+    });
+    if new.phase == StorePhase::Healthy {
+        new.phase = StorePhase::Degraded;
+    }
+    let refused = Waiting { reason: WaitingReason::Refused, message, command: None };
+    new.waiting.retain(|waiting| *waiting != refused);
+    new.waiting.truncate(WAITING - 1);
+    new.waiting.push(refused);
+    new
 }
 
 /// What all parts of the status look at.
