@@ -408,7 +408,9 @@ pub(crate) fn promoting(context: &Context<'_>, plan: &mut Plan, spec: &StoreReig
     let answering = answering(context);
     let name = member_name(spec, &current.primary);
     if let Some((ordinal, report)) = answering.get(current.primary.as_str()).copied() {
-        if hangs(report) && !(report.leads(epoch, &current.reign_id) && report.serves_all()) {
+        // The first reign waits for the disk: what it was told may still be done, and nobody else has anything to lead with.
+        let begun = report.leads(epoch, &current.reign_id) && report.serves_all();
+        if spec.ever_served && hangs(report) && !begun {
             return stalled(context, plan, spec, &name);
         }
         if report.leads(epoch, &current.reign_id) {
