@@ -171,6 +171,7 @@ fn a_candidate_whose_disk_hangs_and_that_nobody_can_stand_in_for_is_told_of() {
     kill_seen(&mut world, 1);
     world.until("a candidate is told", |world| world.record().current.phase == ReignPhase::Promoting);
     let candidate = world.leader().unwrap();
+    world.hung_begin_nothing = true;
     world.processes.get_mut(&candidate).unwrap().hangs = true;
     world.pass(seconds(10));
     assert!(world.waits(WaitingReason::SealQuorumOutOfReach));
@@ -199,6 +200,7 @@ fn switchover_begun(world: &mut World) {
 fn a_planned_reign_whose_old_primary_hangs_goes_on_with_the_others() {
     let mut world = World::quorum(3, 1);
     switchover_begun(&mut world);
+    world.hung_begin_nothing = true;
     world.processes.get_mut(&1).unwrap().hangs = true;
     world.steps(2);
     world.until("another serves", |world| served_since(world, 1));

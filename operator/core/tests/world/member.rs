@@ -244,7 +244,10 @@ impl World {
         let leaders: Vec<u32> =
             self.processes.iter().filter(|(_, process)| process.primary).map(|(ordinal, _)| *ordinal).collect();
         for ordinal in leaders {
-            if self.processes[&ordinal].hangs || !self.acknowledges(ordinal) || self.serves(ordinal) {
+            if (self.hung_begin_nothing && self.processes[&ordinal].hangs)
+                || !self.acknowledges(ordinal)
+                || self.serves(ordinal)
+            {
                 continue;
             }
             let volume = self.volume_mut(ordinal);

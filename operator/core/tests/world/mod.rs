@@ -79,6 +79,8 @@ pub struct World {
     pub apart: BTreeSet<u32>,
     /// Pods that no node takes: they have no address.
     pub unplaced: BTreeSet<u32>,
+    /// Disks that hang begin no epoch. Else they only never answer, which is the easier fault.
+    pub hung_begin_nothing: bool,
     /// What the API server refuses.
     pub failures: Vec<Failure>,
     pub operations: Vec<OperationFacts>,
@@ -118,6 +120,7 @@ impl World {
             cut: BTreeMap::new(),
             apart: BTreeSet::new(),
             unplaced: BTreeSet::new(),
+            hung_begin_nothing: false,
             failures: Vec::new(),
             operations: Vec::new(),
             lease: LeaseFacts::default(),
