@@ -13,7 +13,7 @@ use crate::check::Checker;
 use crate::clients::{self, Clients};
 use crate::coverage::Coverage;
 use crate::faults::Fault;
-use crate::member::{Cx, IN_EFFECTS, Out, Process, Start, Timer};
+use crate::member::{Cx, Out, Process, Start, Timer};
 use crate::msg::{API, CLIENTS, MEMBERS, Msg, Node, OPERATORS};
 use crate::net::{Fate, Net};
 use crate::operator::{Operator, Stage};
@@ -55,8 +55,6 @@ pub enum Ev {
     GiveUp(u32),
     /// Something breaks.
     Break,
-    /// A volume is lost, if a reign is just being changed.
-    Vanish,
     /// Something is whole again.
     Mend(Fault, Node),
 }
@@ -136,13 +134,10 @@ pub struct World {
     pub check: Checker,
     pub cov: Coverage,
     pub trace: Trace,
-    /// What broke and had an effect; changes that were asked for are none.
     pub faults: u64,
     pub calm: bool,
-    /// Volumes that were lost and are not made good yet.
-    pub losses_open: usize,
-    /// Why the run tells too little.
-    pub thin: Option<String>,
+    /// A volume was lost and is not made good yet.
+    pub loss_open: bool,
     out: Vec<Out>,
     pub events: u64,
 }
@@ -178,8 +173,7 @@ impl World {
             trace: Trace::new(trace),
             faults: 0,
             calm: false,
-            losses_open: 0,
-            thin: None,
+            loss_open: false,
             setup,
             now: 0,
             queue: BinaryHeap::new(),
@@ -238,7 +232,6 @@ impl World {
                 }
             }
             Ev::Break => self.break_something(),
-            Ev::Vanish => self.vanish(),
             Ev::Mend(fault, node) => self.mend(fault, node),
         }
     }
@@ -363,9 +356,6 @@ impl World {
         }
         if let Some(why) = dies {
             self.trace.say(self.now, || format!("member {node}: its process ends: {why}"));
-            if why == IN_EFFECTS {
-                self.struck(Fault::CrashInEffects, node);
-            }
             self.end_process(node, false);
         }
     }
