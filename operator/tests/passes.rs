@@ -178,6 +178,17 @@ impl Harness {
         harness
     }
 
+    /// The restarted primary leads again, by the first pass that does anything.
+    async fn until_led_again(&mut self) {
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+        while self.member.orders.lock().is_empty() {
+            assert!(tokio::time::Instant::now() < deadline, "nothing is done about it");
+            self.pass().await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert_eq!(*self.member.orders.lock(), ["seal data-1 for 2", "promote data-1 to 2"], "one pass does it all");
+    }
+
     /// The primary's process is started anew: it follows nobody, with all that it had.
     fn restart(&self) {
         self.member.report.send_modify(|report| {
@@ -303,13 +314,7 @@ async fn a_restarted_primary_leads_again_within_one_pass() {
     let mut harness = Harness::serving().await;
     harness.member.orders.lock().clear();
     harness.restart();
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
-    while harness.member.orders.lock().is_empty() {
-        assert!(tokio::time::Instant::now() < deadline, "nothing is done about it");
-        harness.pass().await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
-    assert_eq!(*harness.member.orders.lock(), ["seal data-1 for 2", "promote data-1 to 2"], "one pass does it all");
+    harness.until_led_again().await;
     assert_eq!(harness.api.get(REIGN).unwrap()["spec"]["current"]["phase"], "Serving");
     assert_eq!(harness.api.get(LEASE).unwrap()["metadata"]["annotations"]["parovoz.dev/epoch"], "2");
 }
@@ -324,13 +329,7 @@ async fn a_refused_object_does_not_hold_a_reign_up_and_is_told_at_its_end() {
         budget.then(|| failure(StatusCode::FORBIDDEN, "Forbidden"))
     });
     harness.restart();
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
-    while harness.member.orders.lock().is_empty() {
-        assert!(tokio::time::Instant::now() < deadline, "nothing is done about it");
-        harness.pass().await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
-    assert_eq!(*harness.member.orders.lock(), ["seal data-1 for 2", "promote data-1 to 2"], "one pass does it all");
+    harness.until_led_again().await;
     assert!(harness.status().to_string().contains("apply cache: Forbidden"), "{}", harness.status());
 }
 

@@ -26,7 +26,7 @@ use crate::store::{Endpoint, RoleView};
 const CONNECTION_WINDOW: u32 = 16 << 20;
 const STREAM_WINDOW: u32 = 8 << 20;
 /// How long a name is tried before the address is tried beside it.
-pub(crate) const NAME_ALONE: Duration = Duration::from_millis(150);
+const NAME_ALONE: Duration = Duration::from_millis(150);
 /// A session that lasted so long was a success: the next pause is short again.
 const GOOD_SESSION_MS: u64 = 10_000;
 
@@ -79,18 +79,26 @@ impl LinkError {
     }
 }
 
-/// Connects to a member's replication port by its name; where that takes long, by its IP address too, if one is known, and
-/// whichever answers first will do. The name server may be on the very node that failed, and the address may be outdated.
+/// Connects to a member's replication port.
 pub(super) async fn connect(ctx: &ReplicationCtx, to: &Endpoint) -> Result<Channel, LinkError> {
-    let by_name = dial(ctx, &to.replication);
-    let port = to.replication.rsplit_once(':').map_or("", |(_, port)| port);
-    let Some(ip) = to.ip.parse::<std::net::IpAddr>().ok().filter(|_| !port.is_empty()) else { return by_name.await };
-    let address = if ip.is_ipv6() { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
-    let by_address = async {
+    by_name_or_ip(&to.replication, &to.ip, |address| async move { dial(ctx, &address).await }).await
+}
+
+/// Dials a port of a member by its name (`name:port`); where that takes long, by its IP address too, if one is known, and
+/// whichever answers first will do. The name server may be on the very node that failed, and the address may be outdated.
+pub(crate) async fn by_name_or_ip<T, E, F>(named: &str, ip: &str, dial: impl Fn(String) -> F) -> Result<T, E>
+where
+    F: Future<Output = Result<T, E>> + Send,
+{
+    let by_name = dial(named.to_owned());
+    let port = named.rsplit_once(':').map_or("", |(_, port)| port);
+    let Some(ip) = ip.parse::<std::net::IpAddr>().ok().filter(|_| !port.is_empty()) else { return by_name.await };
+    let by_ip = dial(if ip.is_ipv6() { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") });
+    let by_ip = async {
         tokio::time::sleep(NAME_ALONE).await;
-        dial(ctx, &address).await
+        by_ip.await
     };
-    futures::future::select_ok([by_name.boxed(), by_address.boxed()]).await.map(|(channel, _)| channel)
+    futures::future::select_ok([by_name.boxed(), by_ip.boxed()]).await.map(|(reached, _)| reached)
 }
 
 async fn dial(ctx: &ReplicationCtx, address: &str) -> Result<Channel, LinkError> {

@@ -45,7 +45,7 @@ use parovoz_engine::{Engine, EngineError};
 use parovoz_proto::{MIN_PROTOCOL_VERSION, PROTOCOL_VERSION};
 
 pub use self::client::Follower;
-pub(crate) use self::client::NAME_ALONE;
+pub(crate) use self::client::by_name_or_ip;
 pub use self::dirs::PrefixDirs;
 pub use self::holds::{Hold, Holds, Owner};
 pub use self::progress::{BootstrapProgress, FollowerStatus, SessionPhase};

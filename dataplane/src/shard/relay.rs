@@ -5,11 +5,9 @@
 //! Nothing that was executed here is sent on; what the other member did not answer ends with the connection, outcome unknown.
 
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use parking_lot::Mutex;
 use parovoz_dataplane_core::member::Endpoint;
 use parovoz_dataplane_core::resp::reply::reply_len;
@@ -22,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::replication::NAME_ALONE;
+use crate::replication::by_name_or_ip;
 use crate::store::Store;
 
 /// A relay says who it is by this library name: its client is not relayed again, and is shown no replica's data.
@@ -200,7 +198,7 @@ async fn carry(client: TcpStream, primary: TcpStream, ends: impl Future<Output =
 
 /// A connection to the other member as the client had it here, once that member leads.
 async fn reach(to: &Endpoint, store: &StoreUid, version: u8, name: &str, until: Instant) -> io::Result<TcpStream> {
-    let mut primary = timeout(CONNECT_WITHIN, connect(to)).await??;
+    let mut primary = timeout(CONNECT_WITHIN, by_name_or_ip(&to.resp, &to.ip, TcpStream::connect)).await??;
     primary.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 2).with_retries(3);
     let socket = SockRef::from(&primary);
@@ -221,18 +219,6 @@ async fn reach(to: &Endpoint, store: &StoreUid, version: u8, name: &str, until: 
         sleep(PAUSE).await;
     }
     Ok(primary)
-}
-
-/// By its name, and where that takes long, by its address too: as replication does, and for the same reasons.
-async fn connect(to: &Endpoint) -> io::Result<TcpStream> {
-    let by_name = TcpStream::connect(&to.resp);
-    let port = to.resp.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-    let (Ok(ip), Some(port)) = (to.ip.parse::<IpAddr>(), port) else { return by_name.await };
-    let by_address = async {
-        sleep(NAME_ALONE).await;
-        TcpStream::connect((ip, port)).await
-    };
-    futures::future::select_ok([by_name.boxed(), by_address.boxed()]).await.map(|(stream, _)| stream)
 }
 
 /// Makes sure that it is the member that is meant: an address may belong to somebody else by now.

@@ -19,7 +19,7 @@ use foldhash::fast::RandomState;
 use parovoz_dataplane_core::batch::BatchBuilder;
 use parovoz_dataplane_core::command::key::{self, Key};
 use parovoz_dataplane_core::command::{CommandError, table};
-use parovoz_dataplane_core::types::{Limits, PrefixName, PrefixUuid, Reign, ReignRef, Sequence};
+use parovoz_dataplane_core::types::{Limits, PrefixName, PrefixUuid, Sequence};
 use parovoz_dataplane_core::value;
 use parovoz_engine::Family;
 
@@ -145,8 +145,6 @@ pub(super) struct Executor {
     shown: Vec<gate::Shown>,
     /// W.
     pub(super) required: u32,
-    /// What is batched is committed under this reign or not at all.
-    reign: Option<ReignRef>,
     sync: bool,
     pub(super) now_ms: u64,
     boot_ms: u64,
@@ -197,7 +195,6 @@ impl Executor {
             at_begin: gate::AtBegin::default(),
             shown: Vec::new(),
             required: role.required_acks(),
-            reign: role.reign.as_ref().map(Reign::to_ref),
             role,
             sync: true,
             now_ms: 0,
@@ -259,7 +256,6 @@ impl Executor {
         self.primary = self.role.is_primary;
         self.fenced = self.role.fenced;
         self.required = self.role.required_acks();
-        self.reign = self.role.reign.as_ref().map(Reign::to_ref);
         self.refresh_prefixes();
         for index in 0..self.states.len() {
             self.take_role(index);

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use parovoz_dataplane_core::types::Reign;
 use parovoz_engine::Severity;
 
 use super::{Executor, Refusal};
@@ -89,7 +90,9 @@ impl Executor {
         let bytes = state.builder.finish();
         let size = bytes.len() as u64;
         let started = Instant::now();
-        let result = state.prefix.commit_as(self.reign, bytes, count, sync);
+        // Under the reign that it was batched in, or not at all.
+        let reign = self.role.reign.as_ref().map(Reign::to_ref);
+        let result = state.prefix.commit_as(reign, bytes, count, sync);
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         state.flushes = false;
         let batch = state.batch;

@@ -409,11 +409,11 @@ pub(crate) fn promoting(context: &Context<'_>, plan: &mut Plan, spec: &StoreReig
     let name = member_name(spec, &current.primary);
     if let Some((ordinal, report)) = answering.get(current.primary.as_str()).copied() {
         // The first reign waits for the disk: what it was told may still be done, and nobody else has anything to lead with.
-        let begun = report.leads(epoch, &current.reign_id) && report.serves_all();
-        if spec.ever_served && hangs(report) && !begun {
+        let leading = report.leads(epoch, &current.reign_id);
+        if spec.ever_served && hangs(report) && !(leading && report.serves_all()) {
             return stalled(context, plan, spec, &name);
         }
-        if report.leads(epoch, &current.reign_id) {
+        if leading {
             return Some(leads(context, plan, spec, (ordinal, report)));
         }
         let positions = positions(report);
