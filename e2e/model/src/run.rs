@@ -181,6 +181,9 @@ pub fn all(plan: &Plan) -> Report {
         report.searches.push(row);
     }
     if !plan.bounds.is_empty() {
+        let complete = plan.bounds.iter().zip(&report.searches).filter(|(_, row)| row.complete);
+        let complete: Vec<Bounds> = complete.map(|(bounds, _)| *bounds).collect();
+        bounds::together(&complete).iter().for_each(|line| println!("{line}"));
         for row in clocks() {
             print(&row, true);
             report.searches.push(row);
@@ -198,10 +201,11 @@ pub fn all(plan: &Plan) -> Report {
 }
 
 impl Report {
-    /// Whether nothing was violated with all rules, and something without each.
+    /// Whether every state within the bounds was seen and nothing violated with all rules, and something without each.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.searches.iter().all(|row| row.violation.is_none()) && self.rules.iter().all(|row| row.violation.is_some())
+        self.searches.iter().all(|row| row.complete && row.violation.is_none())
+            && self.rules.iter().all(|row| row.violation.is_some())
     }
 
     /// The last line.

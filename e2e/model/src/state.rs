@@ -129,7 +129,7 @@ pub struct Pod {
     pub heard: Heard,
     /// Whether it leads the promised reign.
     pub lead: Lead,
-    /// While it leads: what the others acknowledged in its reign.
+    /// While it leads: what the others acknowledged in its reign; in its own place, what was released by a volume that is lost.
     pub acks: [At; N],
     /// While it leads: whose promises count.
     pub promises: u8,

@@ -173,7 +173,11 @@ impl World {
         let Some(reign) = Self::whole(s, pod.promised) else { return Progress::default() };
         let stage = if pod.lead == Lead::Joining { Lead::Joining } else { Lead::Written };
         let start = s.reigns[usize::from(pod.promised)].at;
-        self.cores.progress(reign, stage, start, pod.acks)
+        // What was released stays so, though who acknowledged it is gone.
+        let mut acks = pod.acks;
+        let kept = std::mem::take(&mut acks[usize::from(i)]);
+        let progress = self.cores.progress(reign, stage, start, acks);
+        Progress { released: progress.released.max(kept), ..progress }
     }
 
     fn serving(&mut self, s: &State, i: u8) -> (bool, bool) {
@@ -456,7 +460,7 @@ impl World {
 
     // ---- What goes wrong. ----
 
-    fn fault_steps(&self, s: &State, out: &mut Out) {
+    fn fault_steps(&mut self, s: &State, out: &mut Out) {
         for i in all() {
             if self.bounds.clocks {
                 self.quiet(s, i, out);
@@ -481,24 +485,33 @@ impl World {
                 out.push(Next { step: Step::Damage { at: i }, state: next, violation: None });
             }
             if s.budget.losses > 0 {
-                let mut next = self.ended(s, i);
-                next.budget.losses -= 1;
-                *Self::pod_mut(&mut next, i) = Pod::blank();
-                if !self.bounds.clocks {
-                    Self::pod_mut(&mut next, i).heard = Heard::Old;
-                }
-                for reign in &mut next.reigns {
-                    if !self.off("volume-has-an-identity") {
-                        reign.present &= !(1 << i);
-                    }
-                }
-                for other in &mut next.pods {
-                    other.acks[usize::from(i)] = 0;
-                    other.promises &= !(1 << i);
-                }
-                out.push(Next { step: Step::LoseVolume { at: i }, state: next, violation: None });
+                let state = self.lost(s, i);
+                out.push(Next { step: Step::LoseVolume { at: i }, state, violation: None });
             }
         }
+    }
+
+    fn lost(&mut self, s: &State, i: u8) -> State {
+        let mut next = self.ended(s, i);
+        next.budget.losses -= 1;
+        *Self::pod_mut(&mut next, i) = Pod::blank();
+        if !self.bounds.clocks {
+            Self::pod_mut(&mut next, i).heard = Heard::Old;
+        }
+        for reign in &mut next.reigns {
+            if !self.off("volume-has-an-identity") {
+                reign.present &= !(1 << i);
+            }
+        }
+        for other in all().filter(|other| *other != i) {
+            let written = Self::pod(s, other).lead >= Lead::Written;
+            let released = if written { self.progress(s, other).released } else { 0 };
+            let pod = Self::pod_mut(&mut next, other);
+            pod.acks[usize::from(other)] = released;
+            pod.acks[usize::from(i)] = 0;
+            pod.promises &= !(1 << i);
+        }
+        next
     }
 
     /// A process ended, and the next one begins.

@@ -13,6 +13,8 @@ use crate::run::{Outcome, run as run_seed};
 
 /// From so many seeds on everything wanted must have been seen.
 const COVERED_BY: u64 = 20_000;
+/// Of so many seeds one may tell too little: a store that waits for a person takes no operations for long.
+const THIN_ONE_IN: u64 = 100;
 /// Within so many seeds a planted bug must be found.
 #[cfg(feature = "mutants")]
 const FOUND_BY: u64 = 10_000;
@@ -40,6 +42,8 @@ struct Sum {
     coverage: Coverage,
     /// Seed and violation of each failure, at most a few.
     failures: BTreeMap<u64, String>,
+    /// Seed and reason of each that told too little.
+    thin: BTreeMap<u64, String>,
 }
 
 impl Sum {
@@ -53,6 +57,8 @@ impl Sum {
         self.coverage.add(&outcome.coverage);
         if let Some(violation) = outcome.violation {
             self.failures.insert(outcome.seed, violation);
+        } else if let Some(why) = outcome.thin {
+            self.thin.insert(outcome.seed, why);
         }
     }
 }
@@ -141,7 +147,12 @@ pub fn run(options: &Options) -> Result<String, String> {
         wanted - missing.len(),
         took.as_secs_f64()
     );
+    // Whoever chooses the faults may choose some that break little.
+    let thin = if all { sum.thin.len() } else { 0 };
     if !options.json {
+        for (seed, why) in sum.thin.iter().filter(|_| thin > 0) {
+            eprintln!("seed {seed} tells too little: {why}");
+        }
         eprintln!(
             "first seed {first}; {} acknowledged, {} reigns, {} events, {:.0} seeds a second",
             sum.acknowledged,
@@ -154,7 +165,8 @@ pub fn run(options: &Options) -> Result<String, String> {
         }
     }
     let uncovered = options.seeds >= COVERED_BY && !missing.is_empty();
-    let bad = !sum.failures.is_empty() || uncovered;
+    let too_thin = u64::try_from(thin).is_ok_and(|thin| thin * THIN_ONE_IN > sum.seeds);
+    let bad = !sum.failures.is_empty() || uncovered || too_thin;
     let last = if options.json { as_json(&sum, first, took, &missing).to_string() } else { line };
     if bad { Err(last) } else { Ok(last) }
 }
@@ -175,6 +187,7 @@ fn as_json(sum: &Sum, first: u64, took: Duration, missing: &[&str]) -> serde_jso
         "events": sum.events,
         "seconds": took.as_secs_f64(),
         "violations": sum.failures.iter().map(|(seed, what)| json!({"seed": seed, "what": what})).collect::<Vec<_>>(),
+        "thin": sum.thin.iter().map(|(seed, why)| json!({"seed": seed, "why": why})).collect::<Vec<_>>(),
         "missing": missing,
         "coverage": sum.coverage.iter().collect::<BTreeMap<_, _>>(),
     })

@@ -122,6 +122,12 @@ impl Clients {
         Some(client)
     }
 
+    /// Operations that did something, or may have: those that were answered, and those of which nobody knows.
+    #[must_use]
+    pub const fn counted(&self) -> u64 {
+        self.done + self.unknown
+    }
+
     /// A read beside all clients' own, after everything; notes it and answers its number.
     pub fn read_last(&mut self, now: u64, request: Request) -> Option<u32> {
         let op = u32::try_from(self.records.len()).ok()?;

@@ -1,5 +1,6 @@
 //! What breaks, and how it is made whole again.
 
+mod loss;
 mod mend;
 
 use parovoz_api::{
@@ -72,7 +73,28 @@ impl Fault {
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|f| f.name() == name)
     }
+
+    /// Whether something breaks, and nobody merely asks the store for something.
+    #[must_use]
+    pub const fn is_real(self) -> bool {
+        !matches!(self, Self::Switchover | Self::Scale | Self::Settings | Self::NewPrefix)
+    }
+
+    /// Whether it can strike at nearly any moment in any store.
+    const fn is_ready(self) -> bool {
+        self.is_real()
+            && !self.waits()
+            && !matches!(self, Self::CutPair | Self::VolumeLost | Self::WalPruned | Self::RecordRestored)
+    }
+
+    /// Whether it is armed first and counts only where it strikes.
+    const fn waits(self) -> bool {
+        matches!(self, Self::CrashInEffects | Self::ApiAnswerLost | Self::OperatorCrash)
+    }
 }
+
+/// Kinds that are tried until one has an effect.
+const TRIES: usize = 4;
 
 impl World {
     /// Draws the next fault.
@@ -82,17 +104,27 @@ impl World {
         }
         let after = self.setup.fault_every_us / 2 + self.rng.below(self.setup.fault_every_us);
         self.at(after, Ev::Break);
-        let Some(fault) = self.rng.pick(&self.setup.faults).copied() else { return };
-        let node = self.victim();
-        if self.inflict(fault, node) {
-            self.faults += 1;
-            self.cov.hit(fault.name());
-            self.trace.say(self.now, || format!("fault: {} at {node}", fault.name()));
+        for _ in 0..TRIES {
+            let Some(fault) = self.rng.pick(&self.setup.faults).copied() else { return };
+            let node = self.victim();
+            if self.inflict(fault, node) {
+                if !fault.waits() {
+                    self.struck(fault, node);
+                }
+                return;
+            }
         }
     }
 
+    /// A fault had its effect.
+    pub(crate) fn struck(&mut self, fault: Fault, node: Node) {
+        self.faults += u64::from(fault.is_real());
+        self.cov.hit(fault.name());
+        self.trace.say(self.now, || format!("fault: {} at {node}", fault.name()));
+    }
+
     /// A member that exists; mostly the primary.
-    fn victim(&mut self) -> Node {
+    pub(crate) fn victim(&mut self) -> Node {
         let primary = self.leader();
         if let Some(primary) = primary
             && self.rng.permille(450)
@@ -120,15 +152,14 @@ impl World {
         self.rng.range(from_ms, to_ms) * 1_000
     }
 
-    fn cut(&mut self, node: Node, others: &[Node], ways: (bool, bool), blocked: bool) {
+    /// Answers whether any way was another one before.
+    fn cut(&mut self, node: Node, others: &[Node], ways: (bool, bool), blocked: bool) -> bool {
+        let mut new = false;
         for other in others.iter().copied().filter(|o| *o != node) {
-            if ways.0 {
-                self.net.block(node, other, blocked);
-            }
-            if ways.1 {
-                self.net.block(other, node, blocked);
-            }
+            new |= ways.0 && self.net.block(node, other, blocked);
+            new |= ways.1 && self.net.block(other, node, blocked);
         }
+        new
     }
 
     fn volume_of(&mut self, node: Node) -> Option<&mut crate::volume::Volume> {
@@ -199,8 +230,11 @@ impl World {
             }
             Fault::CrashInEffects => {
                 let at = u32::try_from(self.rng.below(7)).unwrap_or(0);
-                self.machines[usize::from(node)].die_at_effect = Some(at);
-                running
+                let armed = self.process(node).is_some_and(|p| p.die_at_effect.is_none());
+                if armed {
+                    self.machines[usize::from(node)].die_at_effect = Some(at);
+                }
+                armed
             }
             _ => false,
         }
@@ -209,69 +243,51 @@ impl World {
     /// The network, for one member.
     fn part(&mut self, fault: Fault, node: Node) -> bool {
         let others: Vec<Node> = (1..MEMBERS).collect();
-        match fault {
-            Fault::Isolate => {
-                self.net.hold = self.rng.permille(500);
-                self.cut(node, &[others, OPERATORS.to_vec(), vec![API, CLIENTS]].concat(), (true, true), true);
-                let after = self.lasts(500, 14_000);
-                self.mends(fault, node, after)
-            }
-            Fault::OneWay => {
-                self.net.hold = self.rng.permille(500);
-                let out = self.rng.permille(500);
-                self.cut(node, &[others, OPERATORS.to_vec()].concat(), (out, !out), true);
-                let after = self.lasts(500, 9_000);
-                self.mends(fault, node, after)
-            }
-            Fault::CutOperator => {
-                self.cut(node, &OPERATORS, (true, true), true);
-                let after = self.lasts(500, 9_000);
-                self.mends(fault, node, after)
-            }
-            Fault::CutReplicas => {
-                self.net.hold = self.rng.permille(500);
-                self.cut(node, &others, (true, true), true);
-                let after = self.lasts(500, 12_000);
-                self.mends(fault, node, after)
-            }
-            Fault::CutPair => {
-                let other = self.victim();
-                self.net.hold = self.rng.permille(500);
-                self.cut(node, &[other], (true, true), true);
-                let after = self.lasts(500, 15_000);
-                self.mends(fault, node, after)
-            }
-            Fault::Blackout => {
-                // The machine runs on, and nobody hears of it, the kubelet included.
-                self.cut(node, &[others, OPERATORS.to_vec(), vec![API, CLIENTS]].concat(), (true, true), true);
-                let after = self.lasts(6_000, 25_000);
-                self.mends(fault, node, after)
-            }
-            _ => false,
+        let everyone = [others.clone(), OPERATORS.to_vec(), vec![API, CLIENTS]].concat();
+        let (hold, out, other) = (self.rng.permille(500), self.rng.permille(500), self.victim());
+        // After a black-out the machine has run on, and nobody has heard of it, the kubelet included.
+        let (whom, ways, longest) = match fault {
+            Fault::Isolate => (everyone, (true, true), 14_000),
+            Fault::OneWay => ([others, OPERATORS.to_vec()].concat(), (out, !out), 9_000),
+            Fault::CutOperator => (OPERATORS.to_vec(), (true, true), 9_000),
+            Fault::CutReplicas => (others, (true, true), 12_000),
+            Fault::CutPair => (vec![other], (true, true), 15_000),
+            Fault::Blackout => (everyone, (true, true), 25_000),
+            _ => return false,
+        };
+        if !self.cut(node, &whom, ways, true) {
+            return false;
         }
+        if !matches!(fault, Fault::CutOperator | Fault::Blackout) {
+            self.net.hold = hold;
+        }
+        let after = self.lasts(if fault == Fault::Blackout { 6_000 } else { 500 }, longest);
+        self.mends(fault, node, after)
     }
 
     /// The API server or the operators.
     fn hit_control(&mut self, fault: Fault, node: Node) -> bool {
         match fault {
             Fault::ApiDown => {
-                self.api.up = false;
+                if !std::mem::take(&mut self.api.up) {
+                    return false;
+                }
                 let after = self.lasts(500, 15_000);
                 self.mends(fault, node, after)
             }
             Fault::ApiAnswerLost => {
-                self.operators[0].lose_answer = true;
-                true
+                self.operators[0].up && !std::mem::replace(&mut self.operators[0].lose_answer, true)
             }
             Fault::CutApi => {
-                self.cut(node, &[API], (true, true), true);
+                if !self.cut(node, &[API], (true, true), true) {
+                    return false;
+                }
                 let after = self.lasts(500, 15_000);
                 self.mends(fault, node, after)
             }
             Fault::OperatorCrash => {
                 let stages = u8::try_from(self.rng.below(9)).unwrap_or(0);
-                self.operators[0].die_at = Some(stages);
-                true
+                self.operators[0].up && self.operators[0].die_at.replace(stages).is_none()
             }
             Fault::TwoOperators => {
                 if self.operators[1].up {
@@ -283,7 +299,9 @@ impl World {
             }
             Fault::StaleCache => {
                 let now = self.now;
-                self.operators[0].frozen = Some(now);
+                if !self.operators[0].up || self.operators[0].frozen.replace(now).is_some() {
+                    return false;
+                }
                 let after = self.lasts(1_000, 12_000);
                 self.mends(fault, node, after)
             }
@@ -293,30 +311,21 @@ impl World {
 
     /// The network, for all.
     fn hit_network(&mut self, fault: Fault, node: Node) -> bool {
-        match fault {
-            Fault::Loss => {
-                self.net.loss = self.rng.range(5, 60);
-                let after = self.lasts(1_000, 8_000);
-                self.mends(fault, node, after)
-            }
-            Fault::Twice => {
-                self.net.twice = self.rng.range(20, 200);
-                let after = self.lasts(1_000, 8_000);
-                self.mends(fault, node, after)
-            }
+        let (loss, twice, overtake) = (self.rng.range(5, 60), self.rng.range(20, 200), self.rng.range(10, 150));
+        let jitter = self.rng.range(5_000, 250_000);
+        let net = &mut self.net;
+        let new = match fault {
+            Fault::Loss => std::mem::replace(&mut net.loss, loss) == 0,
+            Fault::Twice => std::mem::replace(&mut net.twice, twice) == 0,
             Fault::Overtake => {
-                self.net.overtake = self.rng.range(10, 150);
-                self.net.jitter = self.net.jitter.max(3_000);
-                let after = self.lasts(1_000, 8_000);
-                self.mends(fault, node, after)
+                net.jitter = net.jitter.max(3_000);
+                std::mem::replace(&mut net.overtake, overtake) == 0
             }
-            Fault::Slow => {
-                self.net.jitter = self.rng.range(5_000, 250_000);
-                let after = self.lasts(1_000, 8_000);
-                self.mends(fault, node, after)
-            }
-            _ => false,
-        }
+            Fault::Slow => std::mem::replace(&mut net.jitter, jitter) < 5_000,
+            _ => return false,
+        };
+        let after = self.lasts(1_000, 8_000);
+        new && self.mends(fault, node, after)
     }
 
     fn mends(&mut self, fault: Fault, node: Node, after: u64) -> bool {
@@ -337,81 +346,13 @@ impl World {
     fn hurt_disk(&mut self, fault: Fault, node: Node) -> bool {
         let slow = self.rng.range(20_000, 400_000);
         let Some(volume) = self.volume_of(node) else { return false };
-        match fault {
-            Fault::DiskHung => volume.hung = true,
-            Fault::DiskSlow => volume.slowest_us = slow,
-            _ => volume.full = true,
-        }
+        let new = match fault {
+            Fault::DiskHung => !std::mem::replace(&mut volume.hung, true),
+            Fault::DiskSlow => std::mem::replace(&mut volume.slowest_us, slow) < 20_000,
+            _ => !std::mem::replace(&mut volume.full, true),
+        };
         let after = self.lasts(500, 12_000);
-        self.mends(fault, node, after)
-    }
-
-    /// Lost for good: never more than the store promises to survive, and never the last whole copy. A replica's may go while
-    /// others lag, for the primary has everything.
-    fn lose_volume(&mut self, node: Node) -> bool {
-        let whole = self.whole_members();
-        let listed = self.api.reign.as_ref().map_or(0, |r| r.spec.current.members.len());
-        let leads = self.leader() == Some(node);
-        let spared = if leads { whole.len() == listed && whole.len() >= 2 } else { !whole.is_empty() };
-        if self.loss_open || !spared || (leads && !whole.contains(&node)) {
-            return false;
-        }
-        let ordinal = u32::from(node);
-        let Some(pod) = self.api.pods.get(&ordinal) else { return false };
-        let (uid, claim) = (pod.uid.clone(), pod.claim_uid.clone().unwrap_or_default());
-        self.end_process(node, false);
-        if let Some(volume) = self.volumes.remove(&claim) {
-            self.wipe(&volume);
-        }
-        self.loss_open = true;
-        self.delete_claim(ordinal, &claim);
-        self.delete_pod(ordinal, &uid, true);
-        true
-    }
-
-    /// Members of the present reign that are up, whole and close to their primary; the primary among them if it serves. None
-    /// before the record says so: until then the reign before may be asked for its members.
-    #[must_use]
-    pub fn whole_members(&self) -> Vec<Node> {
-        let Some(reign) = &self.api.reign else { return Vec::new() };
-        let Some(leader) = self.leader().and_then(|n| self.process(n)) else { return Vec::new() };
-        if leader.role.led().map(|r| r.reign_id.to_string()).as_deref() != Some(&reign.spec.current.reign_id)
-            || !leader.role.is_all_served()
-            || reign.spec.current.phase != parovoz_api::ReignPhase::Serving
-        {
-            return Vec::new();
-        }
-        let whole = |node: &Node| {
-            let Some(process) = self.process(*node) else { return false };
-            let me = process.me.to_string();
-            reign.spec.current.members.iter().any(|m| m.data_uuid == me)
-                && leader.prefixes.values().all(|p| {
-                    let mine = process.prefixes.get(&p.uuid);
-                    mine.is_some_and(|m| m.copy.is_some() && m.durable >= p.released && process.has_known_vote(m))
-                })
-        };
-        (1..MEMBERS).filter(whole).collect()
-    }
-
-    /// The decision record is restored from a backup that is not much older. Only where a quorum keeps two reigns of the same
-    /// epoch from serving, and only while the store has the members that it had then: without the volumes of those a person
-    /// would have to decide.
-    fn restore_record(&mut self) -> bool {
-        let now = self.api.version_of_reign();
-        let Some(backup) = self.rng.pick(&self.api.backups).cloned() else { return false };
-        let Some(present) = self.api.reign.as_ref() else { return false };
-        let members = |spec: &parovoz_api::StoreReignSpec| {
-            spec.current.members.iter().map(|m| m.data_uuid.clone()).collect::<std::collections::BTreeSet<_>>()
-        };
-        let older = backup.current.epoch < present.spec.current.epoch;
-        if !self.setup.never_loses() || self.loss_open || !older || members(&backup) != members(&present.spec) {
-            return false;
-        }
-        self.api.backups.clear();
-        self.check.restored = true;
-        let done = self.api.swap(now.as_deref(), backup);
-        self.look_soon(0, 10_000);
-        done
+        new && self.mends(fault, node, after)
     }
 
     /// What every member has durably needs no WAL: a follower that comes later finds a gap.
@@ -528,7 +469,8 @@ impl World {
             return allowed.to_vec();
         }
         let few: Vec<Fault> = allowed.iter().copied().filter(|_| rng.permille(350)).collect();
-        if few.is_empty() { allowed.to_vec() } else { few }
+        // Something must break: of what only at times can, a seed may see too little.
+        if few.iter().any(|f| f.is_ready()) { few } else { allowed.to_vec() }
     }
 
     /// How many clients there are.

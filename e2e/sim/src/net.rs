@@ -54,9 +54,9 @@ impl Default for Net {
 }
 
 impl Net {
-    /// Nothing goes from one node to the other any more, or it does again.
-    pub fn block(&mut self, from: Node, to: Node, blocked: bool) {
-        self.blocked[usize::from(from)][usize::from(to)] = blocked;
+    /// Nothing goes from one node to the other any more, or it does again. Answers whether that is new.
+    pub fn block(&mut self, from: Node, to: Node, blocked: bool) -> bool {
+        std::mem::replace(&mut self.blocked[usize::from(from)][usize::from(to)], blocked) != blocked
     }
 
     /// Whether something goes from one node to the other.

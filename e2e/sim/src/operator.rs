@@ -15,6 +15,7 @@ use parovoz_operator_core::plan::{DeleteKind, EventReason, Plan, SOON, plan};
 use parovoz_operator_core::status::{status, worth_writing};
 
 use crate::api::Made;
+use crate::faults::Fault;
 use crate::msg::{API, Msg, Node, OPERATORS};
 use crate::orders;
 use crate::rng::Rng;
@@ -28,6 +29,8 @@ const ORDER_US: u64 = 3 * SECOND;
 const WATCH_US: u64 = 400_000;
 /// Without a report for so long a connection is gone.
 const SILENT_US: u64 = 3_500_000;
+/// Of a thousand swaps, so many are followed by the loss of a volume where that may be.
+const VANISHES: u64 = 40;
 /// 2026, in milliseconds since 1970.
 const EPOCH_MS: i64 = 1_767_225_600_000;
 
@@ -326,6 +329,7 @@ impl World {
                     Stage::Late(_) | Stage::Objects => "operator dies before the objects",
                     Stage::Status => "operator dies before the status",
                 });
+                self.struck(Fault::OperatorCrash, OPERATORS[operator]);
                 self.end_operator(operator);
                 let after = SECOND + self.rng.below(4 * SECOND);
                 return self.at(after, Ev::StartOperator { operator });
@@ -420,8 +424,13 @@ impl World {
         }
         self.cov.hit(phase);
         self.cov.hit(cause);
+        if self.setup.faults.contains(&Fault::VolumeLost) && self.rng.permille(VANISHES) {
+            let after = self.rng.below(50_000);
+            self.at(after, Ev::Vanish);
+        }
         if std::mem::take(&mut self.operators[operator].lose_answer) {
             self.cov.hit("swap: answer lost");
+            self.struck(Fault::ApiAnswerLost, OPERATORS[operator]);
             self.abandon(operator, SECOND);
             return false;
         }

@@ -13,7 +13,7 @@ use crate::check::Checker;
 use crate::clients::{self, Clients};
 use crate::coverage::Coverage;
 use crate::faults::Fault;
-use crate::member::{Cx, Out, Process, Start, Timer};
+use crate::member::{Cx, IN_EFFECTS, Out, Process, Start, Timer};
 use crate::msg::{API, CLIENTS, MEMBERS, Msg, Node, OPERATORS};
 use crate::net::{Fate, Net};
 use crate::operator::{Operator, Stage};
@@ -55,6 +55,8 @@ pub enum Ev {
     GiveUp(u32),
     /// Something breaks.
     Break,
+    /// A volume is lost, if a reign is just being changed.
+    Vanish,
     /// Something is whole again.
     Mend(Fault, Node),
 }
@@ -134,10 +136,13 @@ pub struct World {
     pub check: Checker,
     pub cov: Coverage,
     pub trace: Trace,
+    /// What broke and had an effect; changes that were asked for are none.
     pub faults: u64,
     pub calm: bool,
-    /// A volume was lost and is not made good yet.
-    pub loss_open: bool,
+    /// Volumes that were lost and are not made good yet.
+    pub losses_open: usize,
+    /// Why the run tells too little.
+    pub thin: Option<String>,
     out: Vec<Out>,
     pub events: u64,
 }
@@ -173,7 +178,8 @@ impl World {
             trace: Trace::new(trace),
             faults: 0,
             calm: false,
-            loss_open: false,
+            losses_open: 0,
+            thin: None,
             setup,
             now: 0,
             queue: BinaryHeap::new(),
@@ -232,6 +238,7 @@ impl World {
                 }
             }
             Ev::Break => self.break_something(),
+            Ev::Vanish => self.vanish(),
             Ev::Mend(fault, node) => self.mend(fault, node),
         }
     }
@@ -356,6 +363,9 @@ impl World {
         }
         if let Some(why) = dies {
             self.trace.say(self.now, || format!("member {node}: its process ends: {why}"));
+            if why == IN_EFFECTS {
+                self.struck(Fault::CrashInEffects, node);
+            }
             self.end_process(node, false);
         }
     }

@@ -17,8 +17,29 @@ impl World {
                 return Some("equal epoch and sequence, other content");
             }
         }
-        let quorum = s.reigns.iter().all(|r| r.phase == Phase::None || r.w > 0);
-        if quorum { self.loses(before, s).or_else(|| self.stale(s)) } else { self.shared(before, s) }
+        let recorded = || s.reigns.iter().filter(|r| r.phase != Phase::None);
+        if recorded().all(|r| r.w > 0) {
+            return self.loses(before, s).or_else(|| self.stale(s));
+        }
+        if recorded().any(|r| r.w > 0)
+            && let Some(what) = Self::loses_beside(s)
+        {
+            return Some(what);
+        }
+        self.shared(before, s)
+    }
+
+    /// Reigns with and without a quorum: until one without is followed by another, nothing that was acknowledged is lost.
+    fn loses_beside(s: &State) -> Option<&'static str> {
+        for pod in s.pods.iter().filter(|pod| pod.lead == Lead::Served) {
+            let epoch = s.epoch(pod.promised);
+            let newest = s.reigns.iter().all(|r| !r.served || r.epoch <= epoch);
+            let alone = |r: &Reign| r.phase >= Phase::Promoting && r.w == 0 && r.epoch < epoch;
+            if newest && s.acked & !pod.log.writes() != 0 && !s.reigns.iter().any(alone) {
+                return Some("an acknowledged write is not in a later reign that serves");
+            }
+        }
+        None
     }
 
     /// Quorum: what was acknowledged is in every later reign that serves; nothing commits in a reign that is over.
@@ -72,13 +93,15 @@ impl World {
         None
     }
 
-    /// W = 0: nobody reads or acknowledges in a reign once a later one does.
+    /// W = 0 somewhere: nobody reads or acknowledges in a reign once a later one does. What a quorum was asked for may be
+    /// acknowledged late if the later reign has it.
     fn shared(&mut self, before: &State, s: &State) -> Option<&'static str> {
         let new = s.acked & !before.acked;
         for i in all() {
             let pod = Self::pod(s, i);
             let epoch = s.epoch(pod.promised);
             let (read, acknowledge) = self.serving(s, i);
+            let acknowledge = acknowledge && s.reign(pod.promised).is_some_and(|r| r.w == 0);
             // What a later primary that has it acknowledges is no act of this one.
             let later = |p: &&Pod| p.lead >= Lead::Written && s.epoch(p.promised) > epoch;
             let theirs = s.pods.iter().filter(later).fold(0, |set, p| set | p.log.writes());

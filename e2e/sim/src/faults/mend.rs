@@ -14,15 +14,17 @@ impl World {
                 self.container_lost(node);
             }
             Fault::Isolate | Fault::OneWay | Fault::CutOperator | Fault::CutReplicas | Fault::Blackout => {
-                self.cut(node, &everyone, (true, true), false);
+                let _ = self.cut(node, &everyone, (true, true), false);
                 self.release_held();
             }
             Fault::CutPair => {
                 let members: Vec<Node> = (1..MEMBERS).collect();
-                self.cut(node, &members, (true, true), false);
+                let _ = self.cut(node, &members, (true, true), false);
                 self.release_held();
             }
-            Fault::CutApi => self.cut(node, &[API], (true, true), false),
+            Fault::CutApi => {
+                let _ = self.cut(node, &[API], (true, true), false);
+            }
             Fault::ApiDown => self.api.up = true,
             Fault::TwoOperators => {
                 // Either of the two goes.

@@ -18,7 +18,7 @@ impl Process {
             if let Some(left) = &mut self.die_at_effect {
                 if *left == 0 {
                     cx.cov.hit("crash between effects");
-                    cx.out.push(Out::Die("a crash between two effects"));
+                    cx.out.push(Out::Die(super::IN_EFFECTS));
                     return;
                 }
                 *left -= 1;

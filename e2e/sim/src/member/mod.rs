@@ -72,6 +72,9 @@ pub enum Timer {
     Connect,
 }
 
+/// How a process ends that dies between two effects.
+pub const IN_EFFECTS: &str = "a crash between two effects";
+
 /// What a process wants done.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "most are messages, and all are moved once")]
@@ -325,8 +328,11 @@ impl Process {
     fn after(&mut self, cx: &mut Cx<'_>) {
         let standing = self.role.standing();
         if standing != self.last_standing {
-            cx.cov.hit(crate::coverage::standing(self.last_standing, standing));
             let (me, before) = (self.ordinal, self.last_standing);
+            match crate::coverage::standing(before, standing) {
+                Some(name) => cx.cov.hit(name),
+                None => cx.check.fail(cx.now, format!("member {me} goes from {before:?} to {standing:?}")),
+            }
             cx.trace.say(cx.now, || format!("member {me}: {before:?} -> {standing:?}"));
             self.last_standing = standing;
             self.report_due = true;
