@@ -107,6 +107,7 @@ pub const WANTED: &[&str] = &[
     "lease lost",
     "lease renewed",
     "newer reign met",
+    "nothing deleted by an older record",
     "operator dies before the Lease",
     "operator dies before the objects",
     "operator dies before the orders",

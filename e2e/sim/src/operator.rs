@@ -67,6 +67,8 @@ struct LeaseSeen {
 struct Pass {
     observed: Observed,
     plan: Plan,
+    /// Version of the decision record that it rests on.
+    version: Option<String>,
     calls: BTreeSet<u64>,
     failed: bool,
 }
@@ -223,7 +225,8 @@ impl World {
         let me = &mut self.operators[operator];
         me.again = false;
         me.settled = plan.changes_nothing() && plan.waiting.is_empty();
-        me.pass = Some(Pass { observed, plan, calls: BTreeSet::new(), failed: false });
+        let version = observed.reign.as_ref().map(|r| r.resource_version.clone());
+        me.pass = Some(Pass { observed, plan, version, calls: BTreeSet::new(), failed: false });
         self.next_stage(operator, Stage::Swap);
     }
 
@@ -351,6 +354,9 @@ impl World {
                 if !self.swap(operator, &pass) {
                     return;
                 }
+                if pass.plan.reign_write.is_some() {
+                    pass.version = self.api.version_of_reign();
+                }
                 self.operators[operator].pass = Some(pass);
                 self.next_stage(operator, Stage::Lease);
             }
@@ -391,7 +397,7 @@ impl World {
                 if !self.api_reachable(operator) {
                     return self.abandon(operator, 500_000);
                 }
-                self.apply_objects(&pass.plan);
+                self.apply_objects(&pass);
                 if pass.plan.urgent {
                     return self.abandon(operator, 1_000);
                 }
@@ -455,7 +461,8 @@ impl World {
         }
     }
 
-    fn apply_objects(&mut self, plan: &Plan) {
+    fn apply_objects(&mut self, pass: &Pass) {
+        let plan = &pass.plan;
         for object in &plan.objects {
             match self.api.apply(self.now, object) {
                 Some(Made::Claim(ordinal)) => self.provision(ordinal),
@@ -480,6 +487,12 @@ impl World {
         }
         if !plan.labels.is_empty() || !plan.operations.is_empty() {
             self.api.changed(self.now);
+        }
+        if plan.deletes.is_empty() {
+            return;
+        }
+        if self.api.version_of_reign() != pass.version {
+            return self.cov.hit("nothing deleted by an older record");
         }
         for delete in &plan.deletes {
             self.delete(delete.kind, &delete.uid);

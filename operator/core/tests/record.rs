@@ -109,6 +109,21 @@ fn reigns_that_were_begun_before_the_unknown_ones_were_heard_of_do_not_hide_them
 }
 
 #[test]
+fn a_reign_that_serves_is_taken_over_though_the_volume_of_a_member_that_it_lists_is_lost() {
+    let mut world = restored();
+    let (epoch, lost) = (world.volume(2).unwrap().started, world.volume(3).unwrap().data_uuid.clone());
+    world.heal();
+    world.delete_claim(3);
+    world.delete_pod(3);
+    world.until("its reign is on record", |world| world.record().current.epoch == i64::try_from(epoch).unwrap());
+    let current = &world.record().current;
+    assert_eq!((current.phase, current.primary.as_str()), (ReignPhase::Serving, &*world.volume(2).unwrap().data_uuid));
+    // It counts as one of those whose votes may be needed, until another reign begins without it.
+    assert!(current.members.iter().any(|member| member.data_uuid == lost && member.name == "cache-3"));
+    nothing_is_lost(&mut world);
+}
+
+#[test]
 fn a_volume_without_a_pod_is_asked_for_too_before_a_lost_record_is_rebuilt() {
     let mut world = World::quorum(3, 1);
     let mut left = world.claims[&3].clone();

@@ -70,9 +70,10 @@ pub async fn apply(tools: &Tools<'_>, observed: &Observed, plan: &Plan) -> Resul
     } = plan;
     let store = &observed.store;
     let mut applied = Applied { failures: Vec::new(), again: false, ordered: 0 };
-    if let Some(write) = reign_write {
-        swap(tools, store, write).await?;
-    }
+    let version = match reign_write {
+        Some(write) => swap(tools, store, write).await?,
+        None => observed.reign.as_ref().map(|reign| reign.resource_version.clone()),
+    };
     let reference = StoreRef::from_obj_name(&store.name, &store.namespace);
     if let Some(write) = lease {
         raise(tools.client, store, write).await?;
@@ -101,7 +102,9 @@ pub async fn apply(tools: &Tools<'_>, observed: &Observed, plan: &Plan) -> Resul
         let result = operation_told(tools.client, &store.namespace, write).await;
         applied.note(result, &format!("write status of operation {}", write.name), false);
     }
-    for delete in deletes {
+    let stands = deletes.is_empty() || record_stands(tools.client, store, version).await;
+    applied.again |= !stands;
+    for delete in deletes.iter().filter(|_| stands) {
         let result = deleted(tools.client, &store.namespace, delete).await;
         applied.note(result, &format!("delete {}", delete.name), false);
     }
@@ -149,7 +152,21 @@ fn cause(error: &kube::Error) -> String {
     }
 }
 
-async fn swap(tools: &Tools<'_>, store: &StoreFacts, write: &ReignWrite) -> Result<(), Error> {
+/// True if the decision record is still the one that the plan rests on. Orders may have taken seconds, in which another
+/// operator that leads by now may have listed the very member that is about to go.
+async fn record_stands(client: &Client, store: &StoreFacts, version: Option<String>) -> bool {
+    let api: Api<StoreReign> = Api::namespaced(client.clone(), &store.namespace);
+    match api.get_metadata_opt(&store.name).await {
+        Ok(found) => found.and_then(|reign| reign.metadata.resource_version) == version,
+        Err(error) => {
+            tracing::warn!(store = store.name, %error, "nothing deleted: decision record not read again");
+            false
+        }
+    }
+}
+
+/// Answers the record's new version.
+async fn swap(tools: &Tools<'_>, store: &StoreFacts, write: &ReignWrite) -> Result<Option<String>, Error> {
     let api: Api<StoreReign> = Api::namespaced(tools.client.clone(), &store.namespace);
     let mut reign = StoreReign::new(&store.name, write.spec.clone());
     reign.metadata = ObjectMeta {
@@ -173,7 +190,7 @@ async fn swap(tools: &Tools<'_>, store: &StoreFacts, write: &ReignWrite) -> Resu
         None => api.create(&params, &reign).await,
     };
     match written {
-        Ok(_) => {
+        Ok(written) => {
             tools.metrics.reign_written();
             let current = &write.spec.current;
             tracing::info!(
@@ -184,7 +201,7 @@ async fn swap(tools: &Tools<'_>, store: &StoreFacts, write: &ReignWrite) -> Resu
                 cause = ?current.cause,
                 "decision record swapped"
             );
-            Ok(())
+            Ok(written.metadata.resource_version)
         }
         Err(error) if matches!(classify(&error), Class::Conflict | Class::Gone) => Err(Error::Conflict),
         Err(error) => Err(Error::WriteReign(error)),

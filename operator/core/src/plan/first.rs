@@ -69,29 +69,24 @@ pub(super) fn no_record(context: &Context<'_>, plan: &mut Plan) {
 }
 
 /// The record was lost and members hold data: take over the highest reign that any of them knows, once each member that
-/// it lists has answered. Its primary is asked to seal like any other, so nothing rests on what the record said beyond. It
-/// counts as Serving only if it is seen to serve; else it may need members that nobody would wait for then.
+/// it lists has answered, or can be named without. Its primary is asked to seal like any other, so nothing rests on what
+/// the record said beyond. It counts as Serving only if it is seen to serve; else it may need members that nobody would
+/// wait for then.
 fn rebuild(context: &Context<'_>, plan: &mut Plan, answers: &[(u32, &Report)]) {
     let known = answers.iter().filter_map(|(_, report)| report.reign.as_ref()).max_by_key(|reign| reign.epoch);
-    let missing = |uuid: &String| !answers.iter().any(|(_, report)| report.data_uuid == *uuid);
-    let Some(known) = known.filter(|reign| !reign.members.iter().any(missing)) else {
+    let Some((known, members)) = known.and_then(|known| Some((known, members_of(context, answers, known)?))) else {
         let message = "members hold data, the decision record is gone, and not every member of the last reign answers: nobody is promoted".to_owned();
         let selector = format!("-l {}", crate::names::selector(&context.observed.store.name));
         plan.wait(WaitingReason::NobodyEligible, message, context.kubectl("get pods,pvc", &selector));
         return;
     };
-    let listed = |report: &Report| known.members.contains(&report.data_uuid);
     let record = ReignRecord {
         epoch: i64::try_from(known.epoch).unwrap_or(i64::MAX - 1),
         reign_id: known.reign_id.clone(),
         phase: if serves(answers, known) { ReignPhase::Serving } else { ReignPhase::Promoting },
         cause: ReignCause::Unknown,
         primary: known.primary.clone(),
-        members: answers
-            .iter()
-            .filter(|(_, report)| listed(report))
-            .map(|(ordinal, report)| ReignMember { name: context.name(*ordinal), data_uuid: report.data_uuid.clone() })
-            .collect(),
+        members,
         mode: known.mode,
         min_sync_replicas: i32::try_from(known.min_sync_replicas).unwrap_or(0),
         lease_duration_ms: i64::try_from(known.lease_duration_ms).unwrap_or(60_000).max(1_000),
@@ -110,6 +105,20 @@ fn rebuild(context: &Context<'_>, plan: &mut Plan, answers: &[(u32, &Report)]) {
     swap(context, plan, record);
     let note = format!("the decision record was lost and is rebuilt at epoch {}", known.epoch);
     plan.event(true, EventReason::RecordRebuilt, note);
+}
+
+/// The members that a reign lists, if all answer. One whose volume is lost since is not missed where the reign is seen to
+/// serve, if the record, which is older then, still says which member that was.
+fn members_of(context: &Context<'_>, answers: &[(u32, &Report)], reign: &KnownReign) -> Option<Vec<ReignMember>> {
+    let recorded = context.observed.own_reign().map_or(&[][..], |own| own.spec.current.members.as_slice());
+    let serves = serves(answers, reign);
+    let member = |uuid: &String| match answers.iter().find(|(_, report)| report.data_uuid == *uuid) {
+        Some((ordinal, _)) => Some(ReignMember { name: context.name(*ordinal), data_uuid: uuid.clone() }),
+        None => recorded.iter().find(|member| serves && member.data_uuid == *uuid).cloned(),
+    };
+    let mut members = reign.members.iter().map(member).collect::<Option<Vec<_>>>()?;
+    members.sort_by_key(|member| context.ordinal(&member.name));
+    Some(members)
 }
 
 /// True if a reign is seen to serve: W replicas hold its epoch records.
