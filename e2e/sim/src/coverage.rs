@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use parovoz_api::{ReignCause, ReignPhase};
 use parovoz_dataplane_core::role::Standing;
 
 use crate::msg::OrderKind;
@@ -79,9 +80,42 @@ pub fn order(kind: &OrderKind) -> &'static str {
     }
 }
 
+/// The name of a phase that a reign reached.
+#[must_use]
+pub fn phase(phase: ReignPhase) -> &'static str {
+    match phase {
+        ReignPhase::Forming => "phase: Forming",
+        ReignPhase::Sealing => "phase: Sealing",
+        ReignPhase::Promoting => "phase: Promoting",
+        ReignPhase::Serving => "phase: Serving",
+    }
+}
+
+/// The name of why a reign was begun.
+#[must_use]
+pub fn cause(cause: ReignCause) -> &'static str {
+    match cause {
+        ReignCause::First => "cause: First",
+        ReignCause::PrimaryRestarted => "cause: PrimaryRestarted",
+        ReignCause::PrimaryDead => "cause: PrimaryDead",
+        ReignCause::PrimarySilent => "cause: PrimarySilent",
+        ReignCause::PrimaryStalled => "cause: PrimaryStalled",
+        ReignCause::CandidateFailed => "cause: CandidateFailed",
+        ReignCause::RecordOutdated => "cause: RecordOutdated",
+        ReignCause::MembersChanged => "cause: MembersChanged",
+        ReignCause::SettingsChanged => "cause: SettingsChanged",
+        ReignCause::Switchover => "cause: Switchover",
+        ReignCause::PromotedByPerson => "cause: PromotedByPerson",
+        ReignCause::Degraded => "cause: Degraded",
+        ReignCause::QuorumRestored => "cause: QuorumRestored",
+        ReignCause::Unknown => "cause: Unknown",
+    }
+}
+
 /// What a long run must have seen. Not among it: the cause `RecordOutdated`, which no operator of this version writes.
 pub const WANTED: &[&str] = &[
     "a second volume lost",
+    "acknowledged writes lost, no replica waited for",
     "all served",
     "bootstrap done",
     "bootstrap failed",

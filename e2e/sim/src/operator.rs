@@ -9,12 +9,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use parovoz_api::{ReignCause, ReignPhase, ReplicatedStoreStatus};
+use parovoz_api::{ReignPhase, ReignRecord, ReplicatedStoreStatus};
 use parovoz_operator_core::observed::{Contact, LeaseFacts, ObjectKey, Observed, Report};
 use parovoz_operator_core::plan::{DeleteKind, EventReason, Plan, SOON, plan};
 use parovoz_operator_core::status::{status, worth_writing};
 
 use crate::api::Made;
+use crate::coverage;
 use crate::faults::Fault;
 use crate::msg::{API, Msg, Node, OPERATORS};
 use crate::orders;
@@ -421,7 +422,7 @@ impl World {
             return false;
         }
         let current = &write.spec.current;
-        let (phase, cause) = (phase_name(current.phase), cause_name(current.cause));
+        let (phase, cause) = (coverage::phase(current.phase), coverage::cause(current.cause));
         if !self.api.swap(write.expected.as_deref(), write.spec.clone()) {
             self.cov.hit("swap: conflict");
             self.trace.say(self.now, || format!("operator {operator}: the swap fails"));
@@ -430,6 +431,9 @@ impl World {
         }
         self.cov.hit(phase);
         self.cov.hit(cause);
+        if current.phase == ReignPhase::Promoting {
+            self.check.decided(current.epoch.unsigned_abs(), &current.reign_id, heard(&pass.observed, current));
+        }
         if self.setup.faults.contains(&Fault::VolumeLost) && self.rng.permille(VANISHES) {
             let after = self.rng.below(50_000);
             self.at(after, Ev::Vanish);
@@ -571,32 +575,12 @@ impl World {
     }
 }
 
-fn phase_name(phase: ReignPhase) -> &'static str {
-    match phase {
-        ReignPhase::Forming => "phase: Forming",
-        ReignPhase::Sealing => "phase: Sealing",
-        ReignPhase::Promoting => "phase: Promoting",
-        ReignPhase::Serving => "phase: Serving",
-    }
-}
-
-fn cause_name(cause: ReignCause) -> &'static str {
-    match cause {
-        ReignCause::First => "cause: First",
-        ReignCause::PrimaryRestarted => "cause: PrimaryRestarted",
-        ReignCause::PrimaryDead => "cause: PrimaryDead",
-        ReignCause::PrimarySilent => "cause: PrimarySilent",
-        ReignCause::PrimaryStalled => "cause: PrimaryStalled",
-        ReignCause::CandidateFailed => "cause: CandidateFailed",
-        ReignCause::RecordOutdated => "cause: RecordOutdated",
-        ReignCause::MembersChanged => "cause: MembersChanged",
-        ReignCause::SettingsChanged => "cause: SettingsChanged",
-        ReignCause::Switchover => "cause: Switchover",
-        ReignCause::PromotedByPerson => "cause: PromotedByPerson",
-        ReignCause::Degraded => "cause: Degraded",
-        ReignCause::QuorumRestored => "cause: QuorumRestored",
-        ReignCause::Unknown => "cause: Unknown",
-    }
+/// Who is sealed for a reign and says for certain what it has in every prefix.
+fn heard(observed: &Observed, record: &ReignRecord) -> BTreeSet<String> {
+    let reports = observed.contacts.values().filter_map(Contact::fresh);
+    let sealed = reports.filter(|r| r.is_sealed(record.epoch.unsigned_abs(), &record.reign_id));
+    let all = sealed.filter(|r| !r.prefixes.is_empty() && r.prefixes.iter().all(|p| p.vote.known().is_some()));
+    all.map(|r| r.data_uuid.clone()).collect()
 }
 
 /// What differs between two objects, shortly.

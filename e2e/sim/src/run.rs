@@ -91,6 +91,9 @@ fn play(world: &mut World) -> Result<(), String> {
     world.clients.quiet = true;
     converge(world, QUIET, true).map_err(|why| format!("the store does not come to rest: {why}"))?;
     last_reads(world)?;
+    if world.check.lost() > 0 {
+        world.cov.hit("acknowledged writes lost, no replica waited for");
+    }
     judge(world)?;
     still(world)
 }
@@ -220,6 +223,10 @@ fn judge(world: &World) -> Result<(), String> {
     if world.setup.never_loses()
         && let Some(why) = world.clients.judge()
     {
+        return Err(why);
+    }
+    let receipt = world.api.store.status.as_ref().and_then(|status| status.last_failover.as_ref());
+    if let Some(why) = world.check.judge_receipt(receipt) {
         return Err(why);
     }
     // All copies hold the same.

@@ -470,6 +470,9 @@ impl World {
         machine.process += 1;
         let ordinal = u32::from(node);
         let process_id = ended.as_ref().map(|p| p.process_id.clone());
+        if let Some(process) = ended.as_ref().filter(|_| power) {
+            self.check.power_lost(process.me);
+        }
         drop(ended);
         let Some(pod) = self.api.pods.get(&ordinal) else { return };
         let (pod, claim) = (pod.uid.clone(), pod.claim_uid.clone().unwrap_or_default());

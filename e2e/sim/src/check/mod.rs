@@ -1,13 +1,16 @@
 //! The invariants: everything that must hold after every step, seen from outside, by what members really did and said.
 
 pub mod linear;
+mod loss;
 
 use std::collections::{BTreeMap, HashMap};
 
 use foldhash::fast::FixedState;
 use parovoz_dataplane_core::history::EpochHistory;
 use parovoz_dataplane_core::member::MemberRecord;
-use parovoz_dataplane_core::types::{DataUuid, Epoch, Position, PrefixUuid, Reign, ReignId, ReignRef, Sequence};
+use parovoz_dataplane_core::types::{
+    DataUuid, Epoch, Position, PrefixName, PrefixUuid, Reign, ReignId, ReignRef, Sequence,
+};
 use parovoz_dataplane_core::vote::{Vote, Votes};
 
 use crate::member::prefix::Prefix;
@@ -17,6 +20,7 @@ use crate::msg::Node;
 #[derive(Debug)]
 struct Served {
     epoch: Epoch,
+    name: PrefixName,
     history: EpochHistory,
     latest: Sequence,
 }
@@ -46,8 +50,7 @@ pub struct Checker {
     served: BTreeMap<PrefixUuid, Vec<Served>>,
     /// First acknowledgement of a write to a key in each epoch.
     first_acked: HashMap<(PrefixUuid, u8), Vec<(Epoch, u64)>, FixedState>,
-    /// Acknowledged writes that a reign without quorum lost.
-    pub lost: u64,
+    losses: loss::Losses,
 }
 
 impl Checker {
@@ -103,6 +106,7 @@ impl Checker {
 
     /// A member's database took a batch. Equal prefix, epoch and sequence mean equal content.
     pub fn wrote(&mut self, now: u64, who: Node, prefix: PrefixUuid, epoch: Epoch, first: Sequence, bytes: &[u8]) {
+        self.note_written(prefix, epoch, first, bytes);
         // The first eight bytes are the sequence, which the sender may leave open.
         let crc = u64::from(crc32c::crc32c(bytes.get(8..).unwrap_or_default())) << 32 | bytes.len() as u64;
         if *self.contents.entry((prefix, epoch, first)).or_insert(crc) != crc {
@@ -142,7 +146,6 @@ impl Checker {
             if acked.by_quorum > has {
                 missing = Some((*epoch, acked.by_quorum, has));
             }
-            self.lost += acked.upto.0.saturating_sub(has.0.max(acked.by_quorum.0));
         }
         if let Some((epoch, acked, has)) = missing {
             let name = &prefix.name;
@@ -154,7 +157,9 @@ impl Checker {
                 ),
             );
         }
-        let served = Served { epoch: reign.epoch, history: prefix.history.clone(), latest: prefix.applied };
+        self.judge_loss(now, who, reign, prefix);
+        let name = prefix.name.clone();
+        let served = Served { epoch: reign.epoch, name, history: prefix.history.clone(), latest: prefix.applied };
         self.served.entry(prefix.uuid).or_default().push(served);
     }
 
