@@ -62,7 +62,7 @@ pub fn run(args: &RunArgs, logs: LogControl) -> Result<(), RunError> {
     let main = runtime("main", 0)?;
     let descriptors = raise_descriptor_limit()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = %args.pod_name, descriptors, memory_limit, "starting");
-    let process_id = uuid::Uuid::new_v4().to_string();
+    let process_id = crate::member::process_id();
     crate::run::announce(args, &process_id);
     match Parts::start(args, logs, process_id.clone()) {
         Ok(parts) => main.block_on(parts.serve(args)),

@@ -469,3 +469,26 @@ async fn deletions_name_the_pod_that_was_seen_by_its_uid() {
     assert_eq!(asked.path, POD);
     assert_eq!(asked.body["preconditions"]["uid"], pod["metadata"]["uid"]);
 }
+
+#[tokio::test]
+async fn nothing_is_deleted_by_a_plan_whose_record_was_changed_meanwhile() {
+    let mut harness = Harness::serving().await;
+    let mut pod = harness.api.get(POD).unwrap();
+    pod["status"]["phase"] = json!("Failed");
+    pod["status"]["podIP"] = json!("127.0.0.1");
+    harness.api.put(POD, pod);
+    harness.api.clear();
+    let mut changed = harness.api.get(REIGN).unwrap();
+    changed["metadata"]["resourceVersion"] = json!("another");
+    let mut reads = 0;
+    harness.api.interfere(move |asked| {
+        reads += usize::from(asked.method == Method::GET && asked.path == REIGN);
+        // The first is the observation.
+        (reads == 2 && asked.path == REIGN).then(|| (StatusCode::OK, changed.clone()))
+    });
+    harness.pass().await.unwrap();
+    let deleted = |harness: &Harness| harness.api.writes().iter().any(|write| write.starts_with("DELETE"));
+    assert!(!deleted(&harness), "{:?}", harness.api.writes());
+    harness.pass().await.unwrap();
+    assert!(deleted(&harness));
+}

@@ -295,6 +295,17 @@ impl Member {
     }
 }
 
+/// The identity of this process: that of the machine's boot, as far as it is known, and a random one. What a process wrote
+/// and did not sync is there as long as the former stays.
+#[must_use]
+pub fn process_id() -> String {
+    let process = uuid::Uuid::new_v4();
+    match boot_id() {
+        boot if boot.is_empty() => process.to_string(),
+        boot => format!("{boot}/{process}"),
+    }
+}
+
 /// Identity of the machine's present boot; empty where the kernel does not tell.
 #[must_use]
 pub fn boot_id() -> String {

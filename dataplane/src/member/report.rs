@@ -93,7 +93,7 @@ pub struct Reporter {
     pub replication: Arc<dyn ReplicationView>,
     /// Name of the pod.
     pub pod_name: String,
-    /// Random for each start.
+    /// See [`super::process_id`].
     pub process_id: String,
     /// How long writes wait.
     pub loops: ShardsHandle,

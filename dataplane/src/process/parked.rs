@@ -178,15 +178,16 @@ async fn settings_changed(args: &RunArgs) {
     }
 }
 
-/// Returns once there is room on a volume whose being full is why the process is parked.
+/// Returns once there is room on a volume whose being full is why the process is parked, or why it ended too often.
 async fn room_again(args: &RunArgs, why: &RunError) {
-    if !why.is_full() {
+    let has_room = || reserve::space(&args.data_dir).is_ok_and(|(free, _)| free >= reserve::ROOM_BYTES);
+    if !why.is_full() && (!matches!(why, RunError::OverBudget { .. }) || has_room()) {
         return std::future::pending().await;
     }
     let mut every = tokio::time::interval(super::HOUSEKEEPING);
     loop {
         every.tick().await;
-        if reserve::space(&args.data_dir).is_ok_and(|(free, _)| free >= reserve::ROOM_BYTES) {
+        if has_room() {
             return;
         }
     }

@@ -70,6 +70,28 @@ async fn a_full_disk_ends_no_promise_and_the_member_says_so_until_there_is_room(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_a_full_disk_ended_too_often_starts_again_once_there_is_room() {
+    let mut node = Node::start_on_small_volume("a", 192 << 20);
+    store_of(&node, &[]).await;
+    fill(&node, "p", 0, 10, 10);
+    take_all_room(&node);
+    for _ in 0..6 {
+        node.kill();
+        node.spawn();
+        node.report().await;
+    }
+    let report = node.report().await;
+    assert_eq!(report.phase(), v1::MemberPhase::Parked);
+    assert!(report.reason.contains("recovery.maxAttempts"), "{}", report.reason);
+    std::fs::remove_file(node.data().join("filler")).unwrap();
+    assert!(node.wait_end().success(), "it ends by itself, to be started");
+    node.spawn();
+    let report = node.report().await;
+    assert_ne!(report.phase(), v1::MemberPhase::Parked, "{}", report.reason);
+    assert_eq!(positions(&report)["p"].1, 11, "the data is as it was");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_diverged_tail_is_exported_and_named_in_the_report() {
     let (mut a, mut b) = (Node::start("a"), Node::start("b"));
     store_of(&a, &[&b]).await;

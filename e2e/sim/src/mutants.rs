@@ -48,5 +48,6 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("older-order-accepted", "an order older than the promise is refused"),
     mutant("reign-id-not-compared", "a reign's id is compared wherever its epoch is"),
     mutant("restored-record-asks-nobody", "a restored record is not acted on before every volume answered"),
+    mutant("power-forgives", "whoever lost power without having synced does not know what it had"),
     mutant("absence-is-deletion", "only a record takes a prefix away"),
 ];

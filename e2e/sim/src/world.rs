@@ -90,6 +90,8 @@ impl Ord for Entry {
 pub struct Machine {
     /// Counts the processes that ran here.
     pub process: u64,
+    /// Counts how often it had power.
+    runs: u64,
     pub running: Option<Box<Process>>,
     /// What its clock showed at the world's beginning, in milliseconds.
     offset_ms: u64,
@@ -442,7 +444,7 @@ impl World {
         let machine = &mut self.machines[usize::from(node)];
         machine.process += 1;
         let number = machine.process;
-        let process_id = self.rng.uuid().to_string();
+        let process_id = format!("machine-{node}-{}/{}", machine.runs, self.rng.uuid());
         let store = self.api.store.uid.clone();
         let syncs = self.setup.syncs;
         let id_base = (u64::from(node) << 56) | (number << 40);
@@ -468,6 +470,7 @@ impl World {
         let ended = machine.running.take();
         // Timers of it are void.
         machine.process += 1;
+        machine.runs += u64::from(power);
         let ordinal = u32::from(node);
         let process_id = ended.as_ref().map(|p| p.process_id.clone());
         if let Some(process) = ended.as_ref().filter(|_| power) {

@@ -18,7 +18,9 @@ pub use conditions::{Condition, ConditionReason, ConditionStatus, ConditionType}
 pub use operation::{
     OperationPhase, OperationResult, OperationType, StoreOperation, StoreOperationSpec, StoreOperationStatus,
 };
-pub use reign::{Evidence, PastReign, ReignCause, ReignMember, ReignPhase, ReignRecord, StoreReign, StoreReignSpec};
+pub use reign::{
+    EarlierReceipt, Evidence, PastReign, ReignCause, ReignMember, ReignPhase, ReignRecord, StoreReign, StoreReignSpec,
+};
 pub use settings::{
     BootstrapSpec, DeletionPolicy, Durability, FailoverSpec, LagWarning, Mode, OnQuorumLoss, PrefixCreation,
     PrefixesSpec, RecoverySpec, ReplicationSpec, StorageSpec, StreamSpec, Topology, WalRetention,

@@ -138,9 +138,9 @@ pub struct ReignRecord {
     pub lease_duration_ms: i64,
     /// What was known when it was begun.
     pub evidence: Evidence,
-    /// The very process of the primary that was told to lead. Proof that it ended must name it.
+    /// The very process of the primary that was told to lead, as BOOT/PROCESS. Proof that it ended must name it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 128))]
     pub primary_process: String,
     /// Digest of the positions that the candidate had when it was told to lead: it is refused at any others.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -194,7 +194,7 @@ pub struct PastReign {
     pub primary_name: String,
     /// The very process that was told to lead.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 128))]
     pub primary_process: String,
     /// dataUUIDs of its members, the primary included. Whoever decides about a later reign must know them.
     #[serde(default)]
@@ -287,6 +287,22 @@ pub struct StoreReignSpec {
     pub last_failover: Option<FailoverReceipt>,
     /// Where the new primary began in each prefix, by prefix_uuid as `epoch.sequence`, while it is not known what the old
     /// one had beyond it. Empty for a store of more prefixes than fit.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 1024))]
+    pub forks: BTreeMap<String, String>,
+    /// What `lastFailover` and `forks` were before the attempt under way: if it is given up, it leaves no receipt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before_attempt: Option<EarlierReceipt>,
+}
+
+/// What a decision record said of the last unplanned change of primary.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EarlierReceipt {
+    /// See the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failover: Option<FailoverReceipt>,
+    /// See the record.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 1024))]
     pub forks: BTreeMap<String, String>,

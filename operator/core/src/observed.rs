@@ -306,7 +306,8 @@ pub struct Report {
     pub store_uid: String,
     /// The identity kept on its volume.
     pub data_uuid: String,
-    /// Random for each start of the process.
+    /// BOOT/PROCESS: random for each boot of the machine, and for each start of the process. Without the former and the slash
+    /// if it is not known.
     pub process_id: String,
     /// Primary or replica.
     pub role: MemberRole,
@@ -552,12 +553,12 @@ impl Observed {
     }
 
     /// The report of a member that answers now, from a volume of this store and a pod that is not on its way out. A
-    /// primary counts to its end, so that another can take over from it.
+    /// primary counts to its end, so that another can take over from it, and so does who is sealed: what it votes is final.
     #[must_use]
     pub fn answer(&self, ordinal: u32) -> Option<&Report> {
         let pod = self.pod(ordinal).filter(|pod| pod.owned)?;
         let report = self.contacts.get(&pod.name)?.fresh()?;
-        if pod.deleting && report.role != MemberRole::Primary {
+        if pod.deleting && report.role != MemberRole::Primary && report.sealed.is_none() {
             return None;
         }
         (report.store_uid == self.store.uid && !report.data_uuid.is_empty()).then_some(report)

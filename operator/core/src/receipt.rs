@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use parovoz_api::{
-    FailoverPhases, FailoverReceipt, LossOutcome, LostRange, PastReign, ReignCause, ReignPhase, ReignRecord,
-    StoreReignSpec,
+    Durability, EarlierReceipt, FailoverPhases, FailoverReceipt, LossOutcome, LostRange, PastReign, ReignCause,
+    ReignPhase, ReignRecord, StoreReignSpec,
 };
 
 use crate::observed::{Position, ReignRef, Report};
 use crate::plan::procedure::{Case, member_name};
-use crate::plan::record::{answering, last_served, swap_with};
+use crate::plan::record::{Receipts, answering, last_served, swap_with};
 use crate::plan::{Context, EventReason, OrderKind, Plan, SealEvidence, orders};
 use crate::quorum::{Ballot, Decided, Decision, Vote};
 
@@ -23,27 +23,37 @@ const RANGES: usize = 64;
 
 /// The receipt of the reign that a plan is about to promote, and where it begins in each prefix. What is on record stays
 /// if the primary is the same again, or was relieved on purpose and nothing of it can be missing.
-pub(crate) fn begun(
-    context: &Context<'_>,
-    plan: &mut Plan,
-    record: &ReignRecord,
-    decision: &Decision,
-) -> (Option<FailoverReceipt>, BTreeMap<String, String>) {
-    let Some(spec) = context.observed.own_reign().map(|reign| &reign.spec) else { return (None, BTreeMap::new()) };
-    let unchanged = (spec.last_failover.clone(), spec.forks.clone());
+pub(crate) fn begun(context: &Context<'_>, plan: &mut Plan, record: &ReignRecord, decision: &Decision) -> Receipts {
+    let Some(spec) = context.observed.own_reign().map(|reign| &reign.spec) else { return Receipts::default() };
+    let unchanged = Receipts::of(spec);
     let Some(old) = last_served(spec).filter(|_| record.cause != ReignCause::First) else { return unchanged };
     let stands = since(spec, old);
+    let remembers = |primary: &str, process: &str| remembers(context, primary, process);
     if old.primary == record.primary {
-        // Whoever was to take its place meanwhile never served.
-        let never_was = stands.is_some_and(|receipt| receipt.to != receipt.from);
-        return if never_was { (None, BTreeMap::new()) } else { unchanged };
+        if !remembers(&old.primary, &old.primary_process) {
+            return forgot(spec, plan, record, old, decision);
+        }
+        return match stands {
+            None => unchanged,
+            // Whoever was to take its place meanwhile never served.
+            Some(receipt) if receipt.to != receipt.from => {
+                let before = spec.before_attempt.clone().unwrap_or_default();
+                Receipts { last: before.last_failover, forks: before.forks, before: None }
+            }
+            Some(receipt) => {
+                let receipt = FailoverReceipt { epoch: record.epoch, ..receipt.clone() };
+                Receipts { last: Some(receipt), ..unchanged }
+            }
+        };
     }
     let case = Case::new(context, spec);
-    let whole = |primary: &String| case.ballots.get(primary).is_some_and(|ballot| is_within(ballot, decision));
-    if record.cause.planned() && case.olds.first().is_some_and(|past| whole(&past.reign.primary)) {
+    let whole = |primary: &String, process: &str| {
+        case.ballots.get(primary).is_some_and(|ballot| is_within(ballot, decision)) && remembers(primary, process)
+    };
+    if record.cause.planned() && case.olds.first().is_some_and(|past| whole(&past.reign.primary, &past.process)) {
         return unchanged;
     }
-    let none = whole(&old.primary) && !record.accept_loss;
+    let none = whole(&old.primary, &old.primary_process) && !record.accept_loss;
     let forks = forks(spec, old, decision);
     let receipt = receipt(record, old, member_name(spec, &record.primary), &forks, none);
     let note = format!(
@@ -51,7 +61,43 @@ pub(crate) fn begun(
         receipt.to, receipt.from, record.epoch, record.cause, receipt.lost
     );
     plan.event(true, EventReason::PrimaryReplaced, note);
-    (Some(receipt), if none || forks.len() > FORKS { BTreeMap::new() } else { forks })
+    let forks = if none || forks.len() > FORKS { BTreeMap::new() } else { forks };
+    Receipts { last: Some(receipt), forks, before: before(spec, old) }
+}
+
+/// What stands again if the attempt under way is given up.
+fn before(spec: &StoreReignSpec, old: &PastReign) -> Option<EarlierReceipt> {
+    let first = || EarlierReceipt { last_failover: spec.last_failover.clone(), forks: spec.forks.clone() };
+    if since(spec, old).is_none() { Some(first()) } else { spec.before_attempt.clone() }
+}
+
+/// The receipt of a primary that leads on after its machine lost what it had not synced: nobody can say how much that was.
+fn forgot(
+    spec: &StoreReignSpec,
+    plan: &mut Plan,
+    record: &ReignRecord,
+    old: &PastReign,
+    decision: &Decision,
+) -> Receipts {
+    let receipt = receipt(record, old, old.primary_name.clone(), &forks(spec, old, decision), false);
+    let note = format!(
+        "the machine of {} was booted anew, and it leads on at epoch {} with what was synced; lost: {}",
+        receipt.to, record.epoch, receipt.lost
+    );
+    plan.event(true, EventReason::LossKnown, note);
+    Receipts { last: Some(receipt), forks: BTreeMap::new(), before: before(spec, old) }
+}
+
+/// True if a member that led still has all that it took then: it syncs what it acknowledges, or the machine that it led on
+/// was not booted since.
+fn remembers(context: &Context<'_>, primary: &str, process: &str) -> bool {
+    let boot = |process: &str| process.split_once('/').map(|(boot, _)| boot.to_owned());
+    let same = |now: &str| now == process || (boot(now).is_some() && boot(now) == boot(process));
+    let durable = match context.settings.member.durability {
+        Durability::Sync => true,
+        Durability::Os => parovoz_mutant::on("power-forgives"),
+    };
+    durable || answering(context).get(primary).is_some_and(|(_, report)| same(&report.process_id))
 }
 
 /// A primary that leads on is about to take another's copy of a prefix in which it does not know what it had, and will know
@@ -75,7 +121,8 @@ pub(crate) fn copied(
     let receipt = receipt(current, old, old.primary_name.clone(), &forks(spec, old, decision), false);
     let note = format!("{} takes over copies of others at epoch {}; lost: {}", receipt.to, current.epoch, receipt.lost);
     plan.event(true, EventReason::LossKnown, note);
-    swap_with(context, plan, current.clone(), Some(receipt), BTreeMap::new());
+    let receipts = Receipts { last: Some(receipt), forks: BTreeMap::new(), before: before(spec, old) };
+    swap_with(context, plan, current.clone(), receipts);
 }
 
 /// The receipt of a reign that was begun since this one served.
@@ -147,12 +194,12 @@ fn phases(record: &ReignRecord) -> FailoverPhases {
 }
 
 /// The receipt once the reign serves.
-pub(crate) fn served(spec: &StoreReignSpec, record: &ReignRecord) -> Option<FailoverReceipt> {
-    let receipt = spec.last_failover.clone()?;
-    if receipt.epoch != record.epoch {
-        return Some(receipt);
+pub(crate) fn served(spec: &StoreReignSpec, record: &ReignRecord) -> Receipts {
+    let mut receipts = Receipts { before: None, ..Receipts::of(spec) };
+    if let Some(receipt) = receipts.last.as_mut().filter(|receipt| receipt.epoch == record.epoch) {
+        receipt.phases = phases(record);
     }
-    Some(FailoverReceipt { phases: phases(record), ..receipt })
+    receipts
 }
 
 /// The old primary of a receipt that is still open: it is asked what it has before it is told to follow, because following
@@ -193,7 +240,11 @@ pub(crate) fn resolve(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
         plan.urgent = true;
         return None;
     }
-    let (outcome, ranges) = compare(spec, report);
+    let led = |past: &&PastReign| {
+        past.epoch < receipt.epoch && past.phase == ReignPhase::Serving && past.primary == receipt.from_data_uuid
+    };
+    let process = spec.history.iter().find(led).map(|past| past.primary_process.as_str()).unwrap_or_default();
+    let (outcome, ranges) = compare(spec, report, remembers(context, &receipt.from_data_uuid, process));
     let lost = match outcome {
         LossOutcome::None => "none".to_owned(),
         LossOutcome::Ranges => in_words(&ranges),
@@ -203,19 +254,23 @@ pub(crate) fn resolve(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
     plan.event(outcome != LossOutcome::None, EventReason::LossKnown, note);
     let lost = lost.chars().take(1000).collect();
     let receipt = FailoverReceipt { outcome, lost, ranges, ..receipt.clone() };
-    Some(swap_with(context, plan, current.clone(), Some(receipt), BTreeMap::new()))
+    let receipts = Receipts { last: Some(receipt), forks: BTreeMap::new(), ..Receipts::of(spec) };
+    Some(swap_with(context, plan, current.clone(), receipts))
 }
 
-/// What a sealed old primary has beyond where the new one began.
-fn compare(spec: &StoreReignSpec, report: &Report) -> (LossOutcome, Vec<LostRange>) {
+/// What a sealed old primary has beyond where the new one began; `remembers` as of [`remembers`].
+fn compare(spec: &StoreReignSpec, report: &Report, remembers: bool) -> (LossOutcome, Vec<LostRange>) {
     let mut ranges = Vec::new();
-    let mut unknown = false;
+    let mut unknown = !remembers;
     let left = |at: Position, fork: Position| at.epoch > fork.epoch && at.sequence <= fork.sequence;
+    // It has followed since, perhaps in an attempt that was given up, and what it had beyond is gone.
+    let since = spec.last_failover.as_ref().map_or(0, |receipt| receipt.epoch.unsigned_abs());
     for prefix in &report.prefixes {
         let fork = spec.forks.get(&prefix.prefix_uuid).and_then(|text| parse(text)).unwrap_or_default();
         match prefix.vote {
             // It left the history before it came to the fork, nobody knows where.
             Vote::Known(at) if at.sequence > 0 && (at.epoch < fork.epoch || left(at, fork)) => unknown = true,
+            Vote::Known(at) if at.epoch >= since => unknown = true,
             Vote::Known(at) if at.sequence > fork.sequence => ranges.push(LostRange {
                 prefix: prefix.name.clone(),
                 epoch: i64::try_from(at.epoch).unwrap_or(i64::MAX),

@@ -171,7 +171,6 @@ fn a_candidate_whose_disk_hangs_and_that_nobody_can_stand_in_for_is_told_of() {
     kill_seen(&mut world, 1);
     world.until("a candidate is told", |world| world.record().current.phase == ReignPhase::Promoting);
     let candidate = world.leader().unwrap();
-    world.hung_begin_nothing = true;
     world.processes.get_mut(&candidate).unwrap().hangs = true;
     world.pass(seconds(10));
     assert!(world.waits(WaitingReason::SealQuorumOutOfReach));
@@ -200,7 +199,6 @@ fn switchover_begun(world: &mut World) {
 fn a_planned_reign_whose_old_primary_hangs_goes_on_with_the_others() {
     let mut world = World::quorum(3, 1);
     switchover_begun(&mut world);
-    world.hung_begin_nothing = true;
     world.processes.get_mut(&1).unwrap().hangs = true;
     world.steps(2);
     world.until("another serves", |world| served_since(world, 1));
@@ -268,6 +266,29 @@ fn the_receipt_of_a_reign_that_never_served_goes_when_the_old_primary_leads_on()
     world.until("it serves again", |world| served_since(world, 2));
     assert_eq!(world.leader(), Some(1));
     assert!(world.record().last_failover.is_none() && world.record().forks.is_empty(), "{:?}", world.record().forks);
+}
+
+#[test]
+fn an_attempt_that_is_given_up_leaves_the_receipt_of_the_failover_before_it() {
+    let mut world = World::quorum(3, 1);
+    world.write("users", 10);
+    world.stream();
+    kill_seen(&mut world, 1);
+    world.until("another serves", |world| served_since(world, 1));
+    world.start(1);
+    world.converge();
+    let receipt = world.record().last_failover.clone().unwrap();
+    assert_eq!((receipt.outcome, world.record().before_attempt.clone()), (LossOutcome::None, None));
+    world.pass(seconds(600));
+    let leader = world.leader().unwrap();
+    kill_seen(&mut world, leader);
+    world.until("a candidate is told", |world| world.record().current.phase == ReignPhase::Promoting);
+    assert_ne!(world.record().last_failover.as_ref().unwrap().epoch, receipt.epoch);
+    let (epoch, candidate) = (world.record().current.epoch, world.leader().unwrap());
+    world.start(leader);
+    kill_seen(&mut world, candidate);
+    world.until("it serves again", |world| served_since(world, epoch));
+    assert_eq!((world.leader(), world.record().last_failover.clone()), (Some(leader), Some(receipt)));
 }
 
 #[test]

@@ -43,18 +43,26 @@ fn fault() -> impl Strategy<Value = Fault> {
     ]
 }
 
+/// True if a member leads, or was ever to lead.
+fn was_primary(world: &World, ordinal: u32) -> bool {
+    let Some(reign) = &world.reign else { return false };
+    let mut primaries = reign.spec.history.iter().map(|past| &past.primary).chain([&reign.spec.current.primary]);
+    world.volume(ordinal).is_some_and(|volume| primaries.any(|primary| *primary == volume.data_uuid))
+}
+
 fn inject(world: &mut World, fault: &Fault) {
     match fault {
         Fault::Restart(ordinal) => world.restart(*ordinal),
-        Fault::DeletePod(ordinal) => world.delete_pod(*ordinal),
+        Fault::DeletePod(ordinal) => {
+            // Its volume would go with it.
+            let going = world.claims.get(ordinal).is_some_and(|claim| claim.deleting);
+            if !going || !was_primary(world, *ordinal) {
+                world.delete_pod(*ordinal);
+            }
+        }
         Fault::DeleteClaim(ordinal) => {
             // Volumes are lost one at a time and never the last whole copy: the rest is for a person.
-            let primaries: Vec<String> = world.reign.as_ref().map_or(Vec::new(), |reign| {
-                let past = reign.spec.history.iter().map(|past| past.primary.clone());
-                past.chain([reign.spec.current.primary.clone()]).collect()
-            });
-            let is_primary = world.volume(*ordinal).is_some_and(|volume| primaries.contains(&volume.data_uuid));
-            if world.claims.contains_key(ordinal) && !is_primary {
+            if world.claims.contains_key(ordinal) && !was_primary(world, *ordinal) {
                 world.delete_claim(*ordinal);
             }
         }
@@ -88,6 +96,19 @@ fn inject(world: &mut World, fault: &Fault) {
             world.step();
         }
     }
+}
+
+/// What was found once and must not come back.
+#[test]
+fn a_store_comes_to_rest_after_what_once_kept_it_from_it() {
+    use Fault::{Cut, DeleteClaim, HalfPlan, Restart, Scale, Step};
+    let mut world = World::new(1);
+    let faults = [Scale(2), HalfPlan, Step, HalfPlan, Step, Step, Step, Restart(2), Cut(1), Step, DeleteClaim(2)];
+    for fault in faults.iter().chain(&[Restart(1), Scale(1), Step]) {
+        inject(&mut world, fault);
+    }
+    world.heal();
+    world.converge();
 }
 
 proptest! {

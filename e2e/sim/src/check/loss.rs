@@ -22,14 +22,13 @@ struct Lost {
     last: Sequence,
     /// Its primary is the one that had them.
     same: bool,
-    /// The old primary lost power before it had synced them, and does not know itself that it had them. No receipt names
-    /// such writes yet; once one does, this is no excuse any more.
+    /// The old primary lost power before it had synced them, and does not know itself that it had them.
     unsynced: bool,
 }
 
 impl Lost {
     fn wants_receipt(&self) -> bool {
-        !self.same && !self.unsynced
+        !self.same || self.unsynced
     }
 }
 

@@ -16,10 +16,11 @@ struct Asked {
 }
 
 impl Asked {
-    /// Whether those who are left can decide about it: its primary, or n - W of its replicas.
-    fn is_decided_by(&self, left: &BTreeSet<String>) -> bool {
+    /// Whether those who are left can decide about it: its primary, or n - W of its replicas. The word of a primary that is
+    /// not to lead any more counts for nothing here: once it follows, what it had beyond is gone, and so may be its vote.
+    fn is_decided_by(&self, left: &BTreeSet<String>, leads: &str) -> bool {
         let replicas = self.members.iter().filter(|m| **m != self.primary && left.contains(*m)).count();
-        left.contains(&self.primary) || replicas + self.w >= self.members.len()
+        (self.primary == leads && left.contains(leads)) || replicas + self.w >= self.members.len()
     }
 }
 
@@ -97,7 +98,8 @@ impl World {
         let knows_all = !self.check.restored || !self.whole_members().is_empty();
         let left: BTreeSet<String> =
             (1..MEMBERS).filter(|n| *n != node).filter_map(|n| self.votes_for_all(n)).collect();
-        self.losses_open < least && knows_all && asked.iter().all(|a| a.is_decided_by(&left))
+        let leads = &reign.spec.current.primary;
+        self.losses_open < least && knows_all && asked.iter().all(|a| a.is_decided_by(&left, leads))
     }
 
     /// Where no replica is waited for: a replica's while the primary has everything, the primary's while all have.

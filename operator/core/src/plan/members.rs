@@ -11,11 +11,14 @@ use crate::observed::{ClaimFacts, Contact, Observed, PodFacts, Report};
 use crate::settings::pod_hash;
 
 /// Ordinals of the members that the store should have. The primary is always among them: scaling down takes the highest
-/// of the others, scaling up the lowest that are free.
+/// of the others, scaling up the lowest that are free. A primary that is to lose its volume is never alone, so that another
+/// can lead first.
 #[must_use]
 pub fn target(observed: &Observed, replicas: u32) -> Vec<u32> {
-    let count = usize::try_from(replicas).unwrap_or(1);
     let (mut members, primary) = listed(observed);
+    let goes = |ordinal| observed.claim(ordinal).is_some_and(|claim| claim.deleting);
+    let least = if primary.is_some_and(goes) { 2 } else { 1 };
+    let count = usize::try_from(replicas).unwrap_or(1).max(least);
     while members.len() > count {
         let Some(last) = members.iter().rev().copied().find(|ordinal| Some(*ordinal) != primary) else { break };
         members.remove(&last);

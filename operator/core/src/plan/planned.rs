@@ -350,7 +350,7 @@ pub(super) fn replace(
 }
 
 /// True if a member's volume claim is there to stay.
-fn keeps_volume(context: &Context<'_>, ordinal: u32) -> bool {
+pub(super) fn keeps_volume(context: &Context<'_>, ordinal: u32) -> bool {
     context.observed.claim(ordinal).is_some_and(|claim| !claim.deleting)
 }
 

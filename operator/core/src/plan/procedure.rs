@@ -284,7 +284,14 @@ fn choose<'a>(
         among = BTreeSet::from([before.clone()]);
     }
     let olds = if current.accept_loss { Vec::new() } else { case.reigns() };
-    let chosen = quorum::candidate(&olds, &case.ballots, decision, &among, &before)?;
+    // Whoever is about to go leads only where nobody else could.
+    let stays = |uuid: &String| {
+        let pod = answering.get(uuid.as_str()).and_then(|(ordinal, _)| context.observed.pod(*ordinal));
+        pod.is_some_and(|pod| !pod.deleting && planned::keeps_volume(context, pod.ordinal))
+    };
+    let staying = among.iter().filter(|uuid| stays(uuid)).cloned().collect();
+    let best = |among| quorum::candidate(&olds, &case.ballots, decision, among, &before);
+    let chosen = best(&staying).or_else(|| best(&among))?;
     Some((chosen.to_owned(), *answering.get(chosen)?))
 }
 
@@ -377,8 +384,8 @@ pub(crate) fn promote(
         promoting_since: Some(MicroTime(now)),
         ..current.clone()
     };
-    let (receipt, forks) = receipt::begun(context, plan, &record, decision);
-    let record = swap_with(context, plan, record, receipt, forks);
+    let receipts = receipt::begun(context, plan, &record, decision);
+    let record = swap_with(context, plan, record, receipts);
     plan.orders.push(order(context, ordinal, report, &known(&record), OrderKind::Promote { positions, first }));
     record
 }
@@ -493,8 +500,8 @@ fn leads(
             ..current.clone()
         };
         plan.event(false, EventReason::PrimaryServing, format!("{name} serves at epoch {}", current.epoch));
-        let receipt = receipt::served(spec, &record);
-        let record = swap_with(context, plan, record, receipt, spec.forks.clone());
+        let receipts = receipt::served(spec, &record);
+        let record = swap_with(context, plan, record, receipts);
         let except = receipt::unresolved(context, spec, &record);
         plan.orders.extend(follow(context, &record, &except.iter().map(String::as_str).collect::<Vec<_>>()));
         return record;

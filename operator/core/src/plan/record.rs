@@ -6,8 +6,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use parovoz_api::{
-    Evidence, FailoverReceipt, Mode, PastReign, ReignCause, ReignMember, ReignPhase, ReignRecord, StoreReignSpec,
-    WaitingReason,
+    EarlierReceipt, Evidence, FailoverReceipt, Mode, PastReign, ReignCause, ReignMember, ReignPhase, ReignRecord,
+    StoreReignSpec, WaitingReason,
 };
 
 use super::{Context, Plan, ReignWrite};
@@ -237,20 +237,33 @@ fn kept(history: &[PastReign]) -> usize {
     history.iter().position(|past| past.phase == ReignPhase::Serving).map_or(history.len(), |index| index + 1)
 }
 
-/// Put a record in the present one's place. A record of a higher epoch pushes the present one into history.
-pub(crate) fn swap(context: &Context<'_>, plan: &mut Plan, record: ReignRecord) -> ReignRecord {
-    let receipt = context.observed.own_reign().and_then(|reign| reign.spec.last_failover.clone());
-    let forks = context.observed.own_reign().map(|reign| reign.spec.forks.clone()).unwrap_or_default();
-    swap_with(context, plan, record, receipt, forks)
+/// What the record says of the last failover.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Receipts {
+    pub last: Option<FailoverReceipt>,
+    pub forks: BTreeMap<String, String>,
+    pub before: Option<EarlierReceipt>,
 }
 
-/// The same, with another receipt.
+impl Receipts {
+    /// As they are.
+    pub fn of(spec: &StoreReignSpec) -> Self {
+        Self { last: spec.last_failover.clone(), forks: spec.forks.clone(), before: spec.before_attempt.clone() }
+    }
+}
+
+/// Put a record in the present one's place. A record of a higher epoch pushes the present one into history.
+pub(crate) fn swap(context: &Context<'_>, plan: &mut Plan, record: ReignRecord) -> ReignRecord {
+    let receipts = context.observed.own_reign().map(|reign| Receipts::of(&reign.spec)).unwrap_or_default();
+    swap_with(context, plan, record, receipts)
+}
+
+/// The same, with other receipts.
 pub(crate) fn swap_with(
     context: &Context<'_>,
     plan: &mut Plan,
     record: ReignRecord,
-    last_failover: Option<FailoverReceipt>,
-    forks: BTreeMap<String, String>,
+    receipts: Receipts,
 ) -> ReignRecord {
     let observed = context.observed;
     let serving = record.phase == ReignPhase::Serving;
@@ -270,8 +283,9 @@ pub(crate) fn swap_with(
         ever_served: ever_served || serving,
         current: record.clone(),
         history,
-        last_failover,
-        forks,
+        last_failover: receipts.last,
+        forks: receipts.forks,
+        before_attempt: receipts.before,
     };
     plan.reign_write = Some(ReignWrite { expected, spec });
     plan.urgent = true;

@@ -41,7 +41,8 @@ impl World {
             store_uid: STORE_UID.into(),
             data_uuid: volume.data_uuid.clone(),
             process_id: process.id.clone(),
-            role: if process.primary { MemberRole::Primary } else { MemberRole::Replica },
+            // A sealed primary is none any more.
+            role: if process.primary && volume.sealed.is_none() { MemberRole::Primary } else { MemberRole::Replica },
             phase,
             reign: volume.reign.clone(),
             started_epoch: volume.started,
@@ -244,10 +245,7 @@ impl World {
         let leaders: Vec<u32> =
             self.processes.iter().filter(|(_, process)| process.primary).map(|(ordinal, _)| *ordinal).collect();
         for ordinal in leaders {
-            if (self.hung_begin_nothing && self.processes[&ordinal].hangs)
-                || !self.acknowledges(ordinal)
-                || self.serves(ordinal)
-            {
+            if self.processes[&ordinal].hangs || !self.acknowledges(ordinal) || self.serves(ordinal) {
                 continue;
             }
             let volume = self.volume_mut(ordinal);

@@ -79,8 +79,8 @@ pub struct World {
     pub apart: BTreeSet<u32>,
     /// Pods that no node takes: they have no address.
     pub unplaced: BTreeSet<u32>,
-    /// Disks that hang begin no epoch. Else they only never answer, which is the easier fault.
-    pub hung_begin_nothing: bool,
+    /// How often the power of each machine was cut.
+    pub cuts: BTreeMap<u32, u64>,
     /// What the API server refuses.
     pub failures: Vec<Failure>,
     pub operations: Vec<OperationFacts>,
@@ -120,7 +120,7 @@ impl World {
             cut: BTreeMap::new(),
             apart: BTreeSet::new(),
             unplaced: BTreeSet::new(),
-            hung_begin_nothing: false,
+            cuts: BTreeMap::new(),
             failures: Vec::new(),
             operations: Vec::new(),
             lease: LeaseFacts::default(),
@@ -367,7 +367,8 @@ impl World {
             let data_uuid = self.id("data");
             self.volumes.insert(claim, Volume { data_uuid, blank: true, ..Volume::default() });
         }
-        let id = self.id("process");
+        let cuts = self.cuts.get(&ordinal).copied().unwrap_or_default();
+        let id = format!("machine-{ordinal}-{cuts}/{}", self.id("process"));
         self.processes.insert(ordinal, Process { id, started_at: Some(self.now), ..Process::default() });
     }
 
@@ -382,6 +383,14 @@ impl World {
     /// The container ends; nobody is told of it yet.
     pub fn kill(&mut self, ordinal: u32) -> Option<String> {
         self.processes.remove(&ordinal).map(|process| process.id)
+    }
+
+    /// The machine of a member loses power, and with it what was written last and not synced; it does not run yet.
+    pub fn cut_power(&mut self, ordinal: u32, prefix: &str, unsynced: u64) {
+        self.kill(ordinal);
+        *self.cuts.entry(ordinal).or_default() += 1;
+        let position = self.volume_mut(ordinal).positions.get_mut(prefix).unwrap();
+        position.sequence -= unsynced;
     }
 
     /// A person asks for something.
@@ -492,7 +501,9 @@ pub fn check(observed: &Observed, plan: &Plan) {
         assert_eq!(record.current.reign_id, order.reign.reign_id);
         let report =
             observed.contacts.values().filter_map(Contact::fresh).find(|r| r.data_uuid == order.data_uuid).unwrap();
-        let data_elsewhere = observed.contacts.values().filter_map(Contact::fresh).any(Report::usable);
+        // Who began to lead the first reign and came no further than that has no prefix either.
+        let holds = |report: &Report| report.usable() && !report.prefixes.is_empty();
+        let data_elsewhere = observed.contacts.values().filter_map(Contact::fresh).any(holds);
         assert!(!report.blank() || !data_elsewhere, "an empty member is promoted over one with data");
         assert!(!report.blank() || !record.ever_served, "a store that served is led by a member without data");
         assert!(report.is_sealed(order.reign.epoch, &order.reign.reign_id), "promoted without being sealed");
