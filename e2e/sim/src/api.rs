@@ -189,8 +189,10 @@ impl Api {
                     return None;
                 }
                 let uid = format!("pod-{}", self.fresh());
-                let node = Some(format!("node-{ordinal}"));
-                let pod = PodFacts { ready: true, node, ..PodFacts::as_made(ordinal, uid, &value) };
+                let mut pod = PodFacts { ready: true, ..PodFacts::as_made(ordinal, uid, &value) };
+                // Without the volume that it asks for no node takes it.
+                let there = self.claims.get(&ordinal).is_some_and(|c| pod.claim_uid.as_ref() == Some(&c.uid));
+                pod.node = there.then(|| format!("node-{ordinal}"));
                 self.pods.insert(ordinal, pod);
                 Some(Made::Pod(ordinal))
             }

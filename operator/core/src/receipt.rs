@@ -262,14 +262,15 @@ pub(crate) fn resolve(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
 fn compare(spec: &StoreReignSpec, report: &Report, remembers: bool) -> (LossOutcome, Vec<LostRange>) {
     let mut ranges = Vec::new();
     let mut unknown = !remembers;
-    let left = |at: Position, fork: Position| at.epoch > fork.epoch && at.sequence <= fork.sequence;
+    // Without a record of the fork's own epoch nobody knows where the two histories parted.
+    let parted =
+        |at: Position, fork: Position| at.sequence > 0 && at.epoch != fork.epoch && fork != Position::default();
     // It has followed since, perhaps in an attempt that was given up, and what it had beyond is gone.
     let since = spec.last_failover.as_ref().map_or(0, |receipt| receipt.epoch.unsigned_abs());
     for prefix in &report.prefixes {
         let fork = spec.forks.get(&prefix.prefix_uuid).and_then(|text| parse(text)).unwrap_or_default();
         match prefix.vote {
-            // It left the history before it came to the fork, nobody knows where.
-            Vote::Known(at) if at.sequence > 0 && (at.epoch < fork.epoch || left(at, fork)) => unknown = true,
+            Vote::Known(at) if parted(at, fork) => unknown = true,
             Vote::Known(at) if at.epoch >= since => unknown = true,
             Vote::Known(at) if at.sequence > fork.sequence => ranges.push(LostRange {
                 prefix: prefix.name.clone(),

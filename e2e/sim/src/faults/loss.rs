@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use parovoz_api::{ReignPhase, StoreReignSpec};
 
 use crate::member::Process;
+use crate::member::prefix::Prefix;
 use crate::msg::{MEMBERS, Node};
 use crate::world::World;
 
@@ -111,10 +112,24 @@ impl World {
         self.losses_open == 0 && spared && (!leads || whole.contains(&node))
     }
 
-    /// The identity of a running member that knows of every prefix there is, and has a vote in each.
+    /// The identity of a running member that knows of every prefix there is, and has a vote in each that it keeps: it has nothing
+    /// that the next primary lacks, for then it would copy anew.
     fn votes_for_all(&self, node: Node) -> Option<String> {
         let process = self.process(node)?;
-        let known = |uuid| process.prefixes.get(uuid).is_some_and(|p| p.copy.is_some() && process.has_known_vote(p));
+        let primary = self.api.reign.as_ref().map(|r| r.spec.current.primary.as_str()).unwrap_or_default();
+        let leads = (1..MEMBERS).filter_map(|n| self.process(n)).find(|p| p.me.to_string() == primary);
+        let keeps = |mine: &Prefix| {
+            leads.is_none_or(|leads| {
+                let theirs = leads.prefixes.get(&mine.uuid);
+                theirs.is_some_and(|t| {
+                    mine.applied <= t.applied && t.history.epoch_at(mine.applied) == mine.history.epoch_at(mine.applied)
+                })
+            })
+        };
+        let known = |uuid| {
+            let mine = process.prefixes.get(uuid);
+            mine.is_some_and(|p| p.copy.is_some() && process.has_known_vote(p) && keeps(p))
+        };
         let everywhere = (1..MEMBERS).filter_map(|n| self.process(n)).flat_map(|p: &Process| p.prefixes.keys());
         let all: BTreeSet<_> = everywhere.collect();
         (!all.is_empty() && all.into_iter().all(known)).then(|| process.me.to_string())

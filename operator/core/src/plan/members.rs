@@ -133,7 +133,7 @@ fn existing(context: &Context<'_>, pod: &PodFacts, claim: &ClaimFacts, plan: &mu
 }
 
 /// Let go of a pod whose volume claim is gone or going, so that both can be made anew. Not the primary's: it may hold
-/// what nobody else has, and its going is a decision for a person.
+/// what nobody else has, and its going is a decision for a person. One that no node has taken holds nothing.
 fn release(context: &Context<'_>, pod: &PodFacts, plan: &mut Plan) {
     if pod.deleting {
         return;
@@ -148,11 +148,12 @@ fn release(context: &Context<'_>, pod: &PodFacts, plan: &mut Plan) {
         };
         matches!(current.phase, ReignPhase::Sealing | ReignPhase::Promoting) && current.members.iter().any(listed)
     });
-    if between && !leads {
+    let placed = pod.node.is_some();
+    if placed && between && !leads {
         // Its votes may be needed yet, or it may be about to lead.
         return;
     }
-    if leads || listed(context.observed).1 == Some(pod.ordinal) {
+    if placed && (leads || listed(context.observed).1 == Some(pod.ordinal)) {
         let message = format!(
             "the volume claim of the primary {} is gone or being deleted: the pod still holds the volume and is left alone. Deleting it loses the volume, and with it what no replica has yet",
             pod.name
