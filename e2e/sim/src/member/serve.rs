@@ -152,6 +152,12 @@ impl Process {
         let limit = prefix.released;
         while let Some(parked) = prefix.parked.front().copied().filter(|p| p.at <= limit) {
             prefix.parked.pop_front();
+            // Another record may have taken its place meanwhile, where this member leads again with a copy of others.
+            if prefix.history.epoch_at(parked.at) != parked.epoch {
+                cx.cov.hit("parked write answered: not in the history");
+                cx.out.push(Out::Send(CLIENTS, Msg::Response { op: parked.op, response: Response::Unknown }));
+                continue;
+            }
             cx.check.write_answered(cx.now, self.ordinal, reign, uuid, parked.epoch, parked.at);
             let done = Response::Done { value: parked.value, epoch: parked.epoch, at: parked.at, prefix: Some(uuid) };
             cx.out.push(Out::Send(CLIENTS, Msg::Response { op: parked.op, response: done }));
