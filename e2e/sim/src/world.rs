@@ -10,7 +10,7 @@ use parovoz_engine::memory::MemoryEngine;
 
 use crate::api::Api;
 use crate::check::Checker;
-use crate::clients::{self, Clients};
+use crate::clients::Clients;
 use crate::coverage::Coverage;
 use crate::faults::Fault;
 use crate::member::{Cx, IN_EFFECTS, Out, Process, Start, Timer};
@@ -191,9 +191,7 @@ impl World {
             events: 0,
         };
         world.at(1_000, Ev::StartOperator { operator: 0 });
-        for client in 0..clients::COUNT {
-            world.at(SECOND, Ev::Client(client));
-        }
+        world.start_clients();
         world
     }
 

@@ -11,6 +11,13 @@ impl World {
         self.api.pods.values().find(primary).and_then(|p| Node::try_from(p.ordinal).ok())
     }
 
+    /// Every client begins in a second.
+    pub(crate) fn start_clients(&mut self) {
+        for client in 0..crate::clients::COUNT {
+            self.at(SECOND, Ev::Client(client));
+        }
+    }
+
     pub(super) fn client(&mut self, client: usize) {
         let service = self.service();
         let Some(sent) = self.clients.begin(&mut self.rng, self.now, client, service) else { return };
