@@ -62,7 +62,7 @@ pub fn run(args: &RunArgs, logs: LogControl) -> Result<(), RunError> {
     let main = runtime("main", 0)?;
     let descriptors = raise_descriptor_limit()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = %args.pod_name, descriptors, memory_limit, "starting");
-    let process_id = crate::member::process_id();
+    let process_id = crate::member::process_id(&args.data_dir);
     crate::run::announce(args, &process_id);
     match Parts::start(args, logs, process_id.clone()) {
         Ok(parts) => main.block_on(parts.serve(args)),
@@ -190,7 +190,7 @@ impl Parts {
         let parts = tokio::task::spawn_blocking(move || {
             self.shards.stop(STOP_DEADLINE);
             hand_over(&self.ctx);
-            self.member.stop();
+            self.member.stop(&self.admin.reporter.process_id);
             note_watermarks(&self.store, &self.watermarks, &mut HashMap::new());
             self
         });

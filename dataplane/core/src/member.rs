@@ -81,7 +81,8 @@ pub struct MemberRecord {
     pub orders: Option<Orders>,
     /// Below these positions its copies neither acknowledge, vote nor serve as a source.
     pub floors: BTreeMap<PrefixUuid, Position>,
-    /// Boot id of the machine at a clean stop; `None` while running and after a crash.
+    /// At a clean stop: the boot of the machine under which all was last written, empty if it is not known or the restarts were
+    /// merely forgiven. `None` while running and after a crash.
     pub clean_stop: Option<String>,
     /// When the process was started lately without a clean stop before, in milliseconds since 1970.
     pub starts: Vec<u64>,

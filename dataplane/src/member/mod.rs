@@ -12,6 +12,7 @@ pub mod report;
 pub mod state;
 pub mod votes;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -25,7 +26,7 @@ use self::following::Following;
 use self::lease::Renewal;
 use self::state::{Change, MemberState};
 use crate::clock;
-use crate::disk::slots::SlotError;
+use crate::disk::slots::{SlotError, Slots};
 use crate::run::FatalSwitch;
 use crate::store::catalogue::{Catalogue, CatalogueError};
 use crate::store::prefix::{CommitError, Prefix, PrefixPhase};
@@ -217,8 +218,9 @@ impl Member {
         done
     }
 
-    /// Ends writing, makes everything durable and notes that the stop was clean. The last thing that a member does.
-    pub fn stop(&self) {
+    /// Ends writing, makes everything durable and notes that the stop of this process was clean. The last thing that a
+    /// member does.
+    pub fn stop(&self, process_id: &str) {
         self.follower.stop();
         self.take_writing_away();
         for prefix in self.store.prefixes().by_uuid.values() {
@@ -227,7 +229,8 @@ impl Member {
                 return;
             }
         }
-        if let Err(error) = self.state.stop_cleanly(boot_id()) {
+        let boot = process_id.split_once('/').map_or("", |(boot, _)| boot);
+        if let Err(error) = self.state.stop_cleanly(boot.to_owned()) {
             tracing::error!(%error, "clean stop not noted");
         }
     }
@@ -295,19 +298,21 @@ impl Member {
     }
 }
 
-/// The identity of this process: that of the machine's boot, as far as it is known, and a random one. What a process wrote
-/// and did not sync is there as long as the former stays.
+/// The identity of the process that is about to run on a volume: that of the machine's boot in sixteen digits, as far as it
+/// is known, and a random one. What a process wrote and did not sync is there as long as the former stays; so after a clean
+/// stop, which syncs all, it is that of the process before, on whatever machine.
 #[must_use]
-pub fn process_id() -> String {
+pub fn process_id(data_dir: &Path) -> String {
     let process = uuid::Uuid::new_v4();
-    match boot_id() {
-        boot if boot.is_empty() => process.to_string(),
-        boot => format!("{boot}/{process}"),
-    }
+    // What can't be read is told of when it is opened.
+    let stopped = Slots::open(data_dir).ok().and_then(|(_, record)| record?.clean_stop);
+    let boot = stopped.filter(|boot| !boot.is_empty()).unwrap_or_else(boot_id);
+    let boot: String = boot.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+    if boot.is_empty() { process.to_string() } else { format!("{boot}/{process}") }
 }
 
 /// Identity of the machine's present boot; empty where the kernel does not tell.
 #[must_use]
-pub fn boot_id() -> String {
+fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_owned()).unwrap_or_default()
 }

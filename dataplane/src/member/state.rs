@@ -110,8 +110,8 @@ impl MemberState {
     ///
     /// # Errors
     /// If the slot can't be written.
-    pub fn stop_cleanly(&self, boot_id: String) -> Result<(), SlotError> {
-        self.change().amend(|record| record.clean_stop = Some(boot_id))
+    pub fn stop_cleanly(&self, boot: String) -> Result<(), SlotError> {
+        self.change().amend(|record| record.clean_stop = Some(boot))
     }
 }
 

@@ -73,6 +73,8 @@ pub(super) struct Sender {
     pub control: mpsc::Receiver<Control>,
     pub link: Arc<Link>,
     pub stop: CancellationToken,
+    /// Whom this member followed, and those whom they followed, when it told the follower; itself first.
+    pub told: Vec<DataUuid>,
     /// Whether the follower understands bundles and compression.
     bundles: bool,
     cursors: HashMap<PrefixUuid, Cursor>,
@@ -128,6 +130,7 @@ impl Sender {
             control,
             link,
             stop,
+            told: Vec::new(),
             cursors: HashMap::new(),
             ready: VecDeque::new(),
             is_ready: HashSet::new(),
@@ -505,10 +508,13 @@ impl Sender {
         if role.promise() != Some(self.reign) {
             return Err(Cut::RoleChanged);
         }
-        // A follower that this member itself began to follow would close a cycle: the path changed after the hello.
-        if self.ctx.upstreams.load().contains(&self.follower) {
+        // What the follower was told is wrong now: by it the follower would refuse members that it does not follow any more, or
+        // miss a cycle.
+        let upstreams = self.ctx.upstreams.load();
+        if !upstreams.is_empty() && !self.told.iter().skip(1).eq(upstreams.iter()) {
             return Err(Cut::RoleChanged);
         }
+        drop(upstreams);
         let (settings, now_ms) = (self.ctx.store.settings.load(), clock::boot_ms());
         let own_wait = self.rate.wait_at(settings.max_bytes_per_second, now_ms);
         let wait = self.ctx.total_rate.lock().wait_at(settings.max_total_bytes_per_second, now_ms).max(own_wait);

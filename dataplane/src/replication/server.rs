@@ -223,7 +223,8 @@ impl Replication for Service {
         tracing::info!(follower = %peer.data_uuid, epoch = %reign.epoch, "begin stream");
         let ended = CancellationToken::new();
         tokio::spawn(read_follower(incoming, link.clone(), to_sender, ended.clone()));
-        let sender = Sender::new(self.ctx.clone(), &peer, reign, out, control, link, token);
+        let mut sender = Sender::new(self.ctx.clone(), &peer, reign, out, control, link, token);
+        sender.told = own.path;
         let ctx = self.ctx.clone();
         tokio::spawn(async move {
             ctx.stats.followers.inc();

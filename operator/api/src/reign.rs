@@ -140,8 +140,11 @@ pub struct ReignRecord {
     pub evidence: Evidence,
     /// The very process of the primary that was told to lead, as BOOT/PROCESS. Proof that it ended must name it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 128))]
+    #[schemars(length(max = 64))]
     pub primary_process: String,
+    /// True if the primary syncs what it acknowledges, as far as it was configured when it was told to lead.
+    #[serde(default)]
+    pub synced: bool,
     /// Digest of the positions that the candidate had when it was told to lead: it is refused at any others.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 64))]
@@ -194,8 +197,11 @@ pub struct PastReign {
     pub primary_name: String,
     /// The very process that was told to lead.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 128))]
+    #[schemars(length(max = 64))]
     pub primary_process: String,
+    /// True if the primary synced what it acknowledged.
+    #[serde(default)]
+    pub synced: bool,
     /// dataUUIDs of its members, the primary included. Whoever decides about a later reign must know them.
     #[serde(default)]
     #[schemars(length(max = 16))]

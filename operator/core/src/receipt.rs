@@ -12,7 +12,7 @@ use parovoz_api::{
 
 use crate::observed::{Position, ReignRef, Report};
 use crate::plan::procedure::{Case, member_name};
-use crate::plan::record::{Receipts, answering, last_served, swap_with};
+use crate::plan::record::{self, Past, Receipts, answering, last_served, swap_with};
 use crate::plan::{Context, EventReason, OrderKind, Plan, SealEvidence, orders};
 use crate::quorum::{Ballot, Decided, Decision, Vote};
 
@@ -28,41 +28,73 @@ pub(crate) fn begun(context: &Context<'_>, plan: &mut Plan, record: &ReignRecord
     let unchanged = Receipts::of(spec);
     let Some(old) = last_served(spec).filter(|_| record.cause != ReignCause::First) else { return unchanged };
     let stands = since(spec, old);
-    let remembers = |primary: &str, process: &str| remembers(context, primary, process);
-    if old.primary == record.primary {
-        if !remembers(&old.primary, &old.primary_process) {
-            return forgot(spec, plan, record, old, decision);
-        }
-        return match stands {
-            None => unchanged,
+    let case = Case::new(context, spec);
+    let whole = |past: &Past| {
+        let ballot = case.ballots.get(&past.reign.primary);
+        ballot.is_some_and(|ballot| is_within(ballot, decision)) && remembers(context, past)
+    };
+    // Where no replica is waited for, whoever was told to lead may have acknowledged something, though it never served.
+    let later = |past: &&Past| i64::try_from(past.reign.epoch).unwrap_or(i64::MAX) > old.epoch;
+    let attempts = case.olds.iter().filter(later).filter(|past| past.reign.w == 0).all(&whole);
+    let of_old = case.olds.iter().find(|past| !later(past));
+    let same = old.primary == record.primary;
+    let told = if same { of_old.is_some_and(|past| remembers(context, past)) } else { of_old.is_some_and(&whole) };
+    let told = told && attempts && !record.accept_loss;
+    if let Some(receipt) = stands.filter(|receipt| is_final(receipt, spec, decision)) {
+        return carried(spec, receipt, record, told);
+    }
+    if same {
+        return match (told, stands) {
+            (false, _) => forgot(spec, plan, record, old, decision),
+            (true, None) => unchanged,
             // Whoever was to take its place meanwhile never served.
-            Some(receipt) if receipt.to != receipt.from => {
+            (true, Some(_)) => {
                 let before = spec.before_attempt.clone().unwrap_or_default();
                 Receipts { last: before.last_failover, forks: before.forks, before: None }
             }
-            Some(receipt) => {
-                let receipt = FailoverReceipt { epoch: record.epoch, ..receipt.clone() };
-                Receipts { last: Some(receipt), ..unchanged }
-            }
         };
     }
-    let case = Case::new(context, spec);
-    let whole = |primary: &String, process: &str| {
-        case.ballots.get(primary).is_some_and(|ballot| is_within(ballot, decision)) && remembers(primary, process)
-    };
-    if record.cause.planned() && case.olds.first().is_some_and(|past| whole(&past.reign.primary, &past.process)) {
+    if record.cause.planned() && attempts && case.olds.first().is_some_and(&whole) {
         return unchanged;
     }
-    let none = whole(&old.primary, &old.primary_process) && !record.accept_loss;
     let forks = forks(spec, old, decision);
-    let receipt = receipt(record, old, member_name(spec, &record.primary), &forks, none);
+    let receipt = receipt(record, old, member_name(spec, &record.primary), &forks, told);
     let note = format!(
         "{} takes the place of {} at epoch {}: {:?}; lost: {}",
         receipt.to, receipt.from, record.epoch, record.cause, receipt.lost
     );
     plan.event(true, EventReason::PrimaryReplaced, note);
-    let forks = if none || forks.len() > FORKS { BTreeMap::new() } else { forks };
+    let forks = if told || forks.len() > FORKS { BTreeMap::new() } else { forks };
     Receipts { last: Some(receipt), forks, before: before(spec, old) }
+}
+
+/// True if a receipt tells of what is lost whoever leads next: the old primary was found and the tail that it had is not in
+/// the decision, it took over copies of others, or nobody will ever be able to tell.
+fn is_final(receipt: &FailoverReceipt, spec: &StoreReignSpec, decision: &Decision) -> bool {
+    let is_in = |range: &LostRange, decided: &Decided| {
+        let at = decided.position;
+        decided.name == range.prefix
+            && i64::try_from(at.epoch).is_ok_and(|epoch| epoch == range.epoch)
+            && i64::try_from(at.sequence).unwrap_or(i64::MAX) >= range.last
+    };
+    match receipt.outcome {
+        LossOutcome::Ranges => {
+            receipt.ranges.iter().any(|range| !decision.values().any(|decided| is_in(range, decided)))
+        }
+        LossOutcome::Unknown => spec.forks.is_empty(),
+        LossOutcome::None => false,
+    }
+}
+
+/// That receipt as one of the reign that begins.
+fn carried(spec: &StoreReignSpec, receipt: &FailoverReceipt, record: &ReignRecord, told: bool) -> Receipts {
+    let mut receipt =
+        FailoverReceipt { epoch: record.epoch, to: member_name(spec, &record.primary), ..receipt.clone() };
+    if !told && receipt.outcome != LossOutcome::Unknown {
+        receipt.outcome = LossOutcome::Unknown;
+        receipt.lost = format!("{}, and perhaps more", receipt.lost).chars().take(1000).collect();
+    }
+    Receipts { last: Some(receipt), ..Receipts::of(spec) }
 }
 
 /// What stands again if the attempt under way is given up.
@@ -71,7 +103,8 @@ fn before(spec: &StoreReignSpec, old: &PastReign) -> Option<EarlierReceipt> {
     if since(spec, old).is_none() { Some(first()) } else { spec.before_attempt.clone() }
 }
 
-/// The receipt of a primary that leads on after its machine lost what it had not synced: nobody can say how much that was.
+/// The receipt of a primary that leads on after its machine lost what it had not synced, or after another that nobody knows
+/// enough of: how much is missing nobody can say.
 fn forgot(
     spec: &StoreReignSpec,
     plan: &mut Plan,
@@ -81,23 +114,21 @@ fn forgot(
 ) -> Receipts {
     let receipt = receipt(record, old, old.primary_name.clone(), &forks(spec, old, decision), false);
     let note = format!(
-        "the machine of {} was booted anew, and it leads on at epoch {} with what was synced; lost: {}",
+        "{} leads on at epoch {}, and what was acknowledged beyond what it has is not known; lost: {}",
         receipt.to, record.epoch, receipt.lost
     );
     plan.event(true, EventReason::LossKnown, note);
     Receipts { last: Some(receipt), forks: BTreeMap::new(), before: before(spec, old) }
 }
 
-/// True if a member that led still has all that it took then: it syncs what it acknowledges, or the machine that it led on
-/// was not booted since.
-fn remembers(context: &Context<'_>, primary: &str, process: &str) -> bool {
+/// True if the primary of a reign still has all that it took then: it synced what it acknowledged, or its machine was not booted
+/// since, or only after a clean stop.
+fn remembers(context: &Context<'_>, past: &Past) -> bool {
     let boot = |process: &str| process.split_once('/').map(|(boot, _)| boot.to_owned());
-    let same = |now: &str| now == process || (boot(now).is_some() && boot(now) == boot(process));
-    let durable = match context.settings.member.durability {
-        Durability::Sync => true,
-        Durability::Os => parovoz_mutant::on("power-forgives"),
-    };
-    durable || answering(context).get(primary).is_some_and(|(_, report)| same(&report.process_id))
+    let same = |now: &str| now == past.process || (boot(now).is_some() && boot(now) == boot(&past.process));
+    let syncs = past.synced && context.settings.member.durability == Durability::Sync;
+    let now = answering(context).get(past.reign.primary.as_str()).map(|(_, report)| &report.process_id);
+    syncs || parovoz_mutant::on("power-forgives") || now.is_some_and(|now| same(now))
 }
 
 /// A primary that leads on is about to take another's copy of a prefix in which it does not know what it had, and will know
@@ -243,12 +274,22 @@ pub(crate) fn resolve(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
     let led = |past: &&PastReign| {
         past.epoch < receipt.epoch && past.phase == ReignPhase::Serving && past.primary == receipt.from_data_uuid
     };
-    let process = spec.history.iter().find(led).map(|past| past.primary_process.as_str()).unwrap_or_default();
-    let (outcome, ranges) = compare(spec, report, remembers(context, &receipt.from_data_uuid, process));
+    let past = spec.history.iter().find(led);
+    // The old primary cannot answer for whoever was to lead after it, and may have acknowledged something.
+    let between = |other: &PastReign| {
+        let later = past.is_some_and(|past| other.epoch > past.epoch) && other.epoch < receipt.epoch;
+        later
+            && other.phase == ReignPhase::Promoting
+            && other.min_sync_replicas == 0
+            && other.primary != receipt.from_data_uuid
+    };
+    let knows = past.is_some_and(|past| remembers(context, &record::old(past))) && !spec.history.iter().any(between);
+    let (outcome, ranges) = compare(spec, report, knows);
     let lost = match outcome {
         LossOutcome::None => "none".to_owned(),
         LossOutcome::Ranges => in_words(&ranges),
-        LossOutcome::Unknown => format!("{}; the old primary cannot tell", receipt.lost),
+        LossOutcome::Unknown if ranges.is_empty() => format!("{}; the old primary cannot tell", receipt.lost),
+        LossOutcome::Unknown => format!("{}, and perhaps more", in_words(&ranges)),
     };
     let note = format!("{} was found again: lost at epoch {}: {lost}", receipt.from, receipt.epoch);
     plan.event(outcome != LossOutcome::None, EventReason::LossKnown, note);
@@ -258,10 +299,10 @@ pub(crate) fn resolve(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
     Some(swap_with(context, plan, current.clone(), receipts))
 }
 
-/// What a sealed old primary has beyond where the new one began; `remembers` as of [`remembers`].
-fn compare(spec: &StoreReignSpec, report: &Report, remembers: bool) -> (LossOutcome, Vec<LostRange>) {
+/// What a sealed old primary has beyond where the new one began; `knows` if that is all that can be missing.
+fn compare(spec: &StoreReignSpec, report: &Report, knows: bool) -> (LossOutcome, Vec<LostRange>) {
     let mut ranges = Vec::new();
-    let mut unknown = !remembers;
+    let mut unknown = !knows;
     // Without a record of the fork's own epoch nobody knows where the two histories parted.
     let parted =
         |at: Position, fork: Position| at.sequence > 0 && at.epoch != fork.epoch && fork != Position::default();

@@ -155,7 +155,9 @@ impl Checker {
         let of = Epoch(range.epoch.unsigned_abs());
         let reigns = self.served.iter().flat_map(|(uuid, served)| served.iter().map(move |s| (uuid, s)));
         let (uuid, new) = reigns.into_iter().find(|(_, s)| s.epoch.0 == said && s.name.to_string() == range.prefix)?;
-        let written = self.losses.written.get(&(*uuid, of)).copied().unwrap_or_default();
+        let known = self.losses.written.iter().filter(|((prefix, epoch), _)| prefix == uuid && *epoch <= of);
+        // The record that begins an epoch is nobody's write.
+        let written = known.map(|(_, last)| last.next()).max().unwrap_or_default();
         let has = end_of(&new.history, of, new.latest);
         let good = range.first.unsigned_abs() > has.0 && range.last.unsigned_abs() <= written.0;
         (!good).then(|| format!("the receipt of epoch {said} names {range:?}; {has} are there, {written} were written"))

@@ -31,6 +31,8 @@ pub(super) struct StreamOut {
     pub(super) reign: ReignRef,
     credit: i64,
     cursors: BTreeMap<PrefixUuid, Cursor>,
+    /// Whom this member followed when it told the follower.
+    told: Vec<DataUuid>,
 }
 
 impl Process {
@@ -42,8 +44,9 @@ impl Process {
                     cx.cov.hit("hello refused");
                     return cx.send(from, Msg::Closed(conn));
                 };
-                let stream =
-                    StreamOut { node: from, peer: hello.peer.data_uuid, reign, credit: 0, cursors: BTreeMap::new() };
+                let peer = hello.peer.data_uuid;
+                let told = self.follow.as_ref().map(|f| f.path().to_vec()).unwrap_or_default();
+                let stream = StreamOut { node: from, peer, reign, credit: 0, cursors: BTreeMap::new(), told };
                 // A follower has one stream; one that it opened before is dead.
                 self.streams.retain(|_, s| s.peer != stream.peer);
                 self.streams.insert(conn, stream);
@@ -183,7 +186,7 @@ impl Process {
         let upstreams: Vec<DataUuid> = self.follow.as_ref().map(|f| f.path().to_vec()).unwrap_or_default();
         for conn in conns {
             let Some(stream) = self.streams.get_mut(&conn) else { continue };
-            if Some(stream.reign) != mine || upstreams.contains(&stream.peer) {
+            if Some(stream.reign) != mine || (!upstreams.is_empty() && upstreams != stream.told) {
                 cx.send(stream.node, Msg::Closed(conn));
                 self.streams.remove(&conn);
                 continue;

@@ -148,7 +148,7 @@ fn release(context: &Context<'_>, pod: &PodFacts, plan: &mut Plan) {
         };
         matches!(current.phase, ReignPhase::Sealing | ReignPhase::Promoting) && current.members.iter().any(listed)
     });
-    let placed = pod.node.is_some();
+    let placed = pod.node.is_some() || context.observed.last_word(pod.ordinal).is_some();
     if placed && between && !leads {
         // Its votes may be needed yet, or it may be about to lead.
         return;
@@ -210,8 +210,11 @@ fn restarts(context: &Context<'_>, stale: &[u32], plan: &mut Plan) {
 /// Pods and claims that are not wanted any more and that the reign on record does not list.
 fn leftovers(context: &Context<'_>, plan: &mut Plan) {
     let observed = context.observed;
-    let (members, _) = listed(observed);
-    let serving = observed.own_reign().is_some_and(|reign| reign.spec.current.phase == ReignPhase::Serving);
+    let (members, primary) = listed(observed);
+    let leads = |ordinal| observed.answer(ordinal).is_some_and(|report| report.role == MemberRole::Primary);
+    // While nobody leads, a learner that no reign lists yet may be all that is left.
+    let serving = observed.own_reign().is_some_and(|reign| reign.spec.current.phase == ReignPhase::Serving)
+        && primary.is_some_and(leads);
     let unwanted = |ordinal: u32| !context.target.contains(&ordinal) && !members.contains(&ordinal);
     if plan.step.is_some() || plan.reign_write.is_some() || !plan.asked.is_empty() {
         return;

@@ -25,7 +25,7 @@ const FREEZE_LEFT: Duration = Duration::from_millis(1_200);
 /// How long the next primary may take to reach the last one's position; then the last one leads on.
 const CATCH_UP: Duration = Duration::from_millis(1_500);
 /// A member that is further behind than this will not catch up within a freeze.
-const NEARLY_LEVEL: u64 = 20_000;
+pub(super) const NEARLY_LEVEL: u64 = 20_000;
 /// Pause between two attempts to change the primary on purpose.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(30);
 /// A quorum is lost once a write waits for so long, or all missing replicas are silent for so long.
@@ -446,6 +446,11 @@ pub(super) fn sealing(
             }
             return Some(current.clone());
         }
+    }
+    let goes = context.observed.pod(old_ordinal).is_some_and(|pod| pod.deleting) || !keeps_volume(context, old_ordinal);
+    if current.primary != *old && goes {
+        // It would have to give its place up at once: the other fetches what it lacks.
+        return None;
     }
     if current.primary != *old {
         let note = format!("{} leads on: the other member did not catch up in time", context.name(old_ordinal));

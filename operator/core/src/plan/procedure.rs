@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use parovoz_api::{ReignCause, ReignPhase, ReignRecord, StoreReignSpec, WaitingReason};
+use parovoz_api::{Durability, ReignCause, ReignPhase, ReignRecord, StoreReignSpec, WaitingReason};
 
 use super::orders::{PrefixPosition, SealEvidence, endpoint, follow, known, order};
 use super::record::{
@@ -289,9 +289,18 @@ fn choose<'a>(
         let pod = answering.get(uuid.as_str()).and_then(|(ordinal, _)| context.observed.pod(*ordinal));
         pod.is_some_and(|pod| !pod.deleting && planned::keeps_volume(context, pod.ordinal))
     };
-    let staying = among.iter().filter(|uuid| stays(uuid)).cloned().collect();
+    let level = |uuid: &String| {
+        let cost = quorum::cost(&case.ballots[uuid], decision);
+        cost.copies == 0 && cost.records <= planned::NEARLY_LEVEL
+    };
+    let sealed = among.iter().filter(|uuid| case.ballots.contains_key(*uuid));
+    let staying = sealed.filter(|uuid| stays(uuid) && level(uuid)).cloned().collect();
     let best = |among| quorum::candidate(&olds, &case.ballots, decision, among, &before);
-    let chosen = best(&staying).or_else(|| best(&among))?;
+    let fit = |uuid: &&str| {
+        let report = answering.get(*uuid).map(|(_, report)| *report);
+        report.is_some_and(|report| too_far_behind(context, current, case, decision, report).is_none())
+    };
+    let chosen = best(&staying).filter(fit).or_else(|| best(&among))?;
     Some((chosen.to_owned(), *answering.get(chosen)?))
 }
 
@@ -378,6 +387,7 @@ pub(crate) fn promote(
         phase: ReignPhase::Promoting,
         primary: report.data_uuid.clone(),
         primary_process: report.process_id.clone(),
+        synced: context.settings.member.durability == Durability::Sync,
         positions: digest(&positions),
         evidence: evidence(context, current.evidence.summary.clone()),
         deadline: deadline(now, PROMOTING_DEADLINE),

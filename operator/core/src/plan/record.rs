@@ -35,6 +35,8 @@ pub struct Past {
     pub reign: OldReign,
     /// process_id of its primary, empty if nobody was told to lead.
     pub process: String,
+    /// True if it synced what it acknowledged.
+    pub synced: bool,
 }
 
 /// Every reign that may have acknowledged writes and that no later Serving one stands for, newest first: those that
@@ -60,7 +62,7 @@ pub fn may_have_served(spec: &StoreReignSpec, with_current: bool) -> Vec<Past> {
     found
 }
 
-fn old(past: &PastReign) -> Past {
+pub(crate) fn old(past: &PastReign) -> Past {
     Past {
         reign: OldReign {
             epoch: u64::try_from(past.epoch).unwrap_or(0),
@@ -71,6 +73,7 @@ fn old(past: &PastReign) -> Past {
             lease: Duration::from_millis(u64::try_from(past.lease_duration_ms).unwrap_or(0)),
         },
         process: past.primary_process.clone(),
+        synced: past.synced,
     }
 }
 
@@ -214,6 +217,7 @@ pub(crate) fn begin(context: &Context<'_>, plan: &mut Plan, new: NewReign) -> Op
         lease_duration_ms: new.lease_duration_ms,
         evidence: evidence(context, new.summary),
         primary_process: String::new(),
+        synced: false,
         positions: String::new(),
         operation: new.operation,
         accept_loss: new.accept_loss,
@@ -302,6 +306,7 @@ pub(crate) fn past(record: &ReignRecord) -> PastReign {
         primary: record.primary.clone(),
         primary_name: name.map(|member| member.name.clone()).unwrap_or_default(),
         primary_process: record.primary_process.clone(),
+        synced: record.synced,
         members: record.members.iter().map(|member| member.data_uuid.clone()).collect(),
         mode: record.mode,
         min_sync_replicas: record.min_sync_replicas,
