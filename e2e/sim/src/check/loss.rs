@@ -153,12 +153,14 @@ impl Checker {
     /// A range must end with what was written, and begin beyond what the new primary had.
     fn says_too_much(&self, said: u64, range: &LostRange) -> Option<String> {
         let of = Epoch(range.epoch.unsigned_abs());
-        let reigns = self.served.iter().flat_map(|(uuid, served)| served.iter().map(move |s| (uuid, s)));
-        let (uuid, new) = reigns.into_iter().find(|(_, s)| s.epoch.0 == said && s.name.to_string() == range.prefix)?;
-        let known = self.losses.written.iter().filter(|((prefix, epoch), _)| prefix == uuid && *epoch <= of);
+        // By its identity: a prefix of the same name may have been made anew.
+        let uuid =
+            self.losses.written.keys().map(|(uuid, _)| *uuid).find(|u| range.exported.contains(&u.to_string()))?;
+        let new = self.served.get(&uuid).into_iter().flatten().find(|s| s.epoch.0 == said);
+        let known = self.losses.written.iter().filter(|((prefix, epoch), _)| *prefix == uuid && *epoch <= of);
         // The record that begins an epoch is nobody's write.
         let written = known.map(|(_, last)| last.next()).max().unwrap_or_default();
-        let has = end_of(&new.history, of, new.latest);
+        let has = new.map_or(Sequence(0), |new| end_of(&new.history, of, new.latest));
         let good = range.first.unsigned_abs() > has.0 && range.last.unsigned_abs() <= written.0;
         (!good).then(|| format!("the receipt of epoch {said} names {range:?}; {has} are there, {written} were written"))
     }
