@@ -8,9 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use foldhash::fast::FixedState;
 use parovoz_dataplane_core::history::EpochHistory;
 use parovoz_dataplane_core::member::MemberRecord;
-use parovoz_dataplane_core::types::{
-    DataUuid, Epoch, Position, PrefixName, PrefixUuid, Reign, ReignId, ReignRef, Sequence,
-};
+use parovoz_dataplane_core::types::{DataUuid, Epoch, Position, PrefixUuid, Reign, ReignId, ReignRef, Sequence};
 use parovoz_dataplane_core::vote::{Vote, Votes};
 
 use crate::member::prefix::Prefix;
@@ -20,7 +18,6 @@ use crate::msg::Node;
 #[derive(Debug)]
 struct Served {
     epoch: Epoch,
-    name: PrefixName,
     history: EpochHistory,
     latest: Sequence,
 }
@@ -158,8 +155,7 @@ impl Checker {
             );
         }
         self.judge_loss(now, who, reign, prefix);
-        let name = prefix.name.clone();
-        let served = Served { epoch: reign.epoch, name, history: prefix.history.clone(), latest: prefix.applied };
+        let served = Served { epoch: reign.epoch, history: prefix.history.clone(), latest: prefix.applied };
         self.served.entry(prefix.uuid).or_default().push(served);
     }
 
