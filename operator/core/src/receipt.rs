@@ -41,7 +41,7 @@ pub(crate) fn begun(context: &Context<'_>, plan: &mut Plan, record: &ReignRecord
     let told = if same { of_old.is_some_and(|past| remembers(context, past)) } else { of_old.is_some_and(&whole) };
     let told = told && attempts && !record.accept_loss;
     if let Some(receipt) = stands.filter(|receipt| is_final(receipt, spec, decision)) {
-        return carried(spec, receipt, record, told);
+        return carried(spec, receipt, record, decision, told);
     }
     if same {
         return match (told, stands) {
@@ -54,10 +54,12 @@ pub(crate) fn begun(context: &Context<'_>, plan: &mut Plan, record: &ReignRecord
             }
         };
     }
-    if record.cause.planned() && attempts && case.olds.first().is_some_and(&whole) {
-        return unchanged;
-    }
     let forks = forks(spec, old, decision);
+    if record.cause.planned() && attempts && case.olds.first().is_some_and(&whole) {
+        // What is still open is compared with where this one begins, which may have fetched more of the old primary's.
+        let forks = if unchanged.forks.is_empty() { BTreeMap::new() } else { forks };
+        return Receipts { forks, ..unchanged };
+    }
     let receipt = receipt(record, old, member_name(spec, &record.primary), &forks, told);
     let note = format!(
         "{} takes the place of {} at epoch {}: {:?}; lost: {}",
@@ -68,31 +70,45 @@ pub(crate) fn begun(context: &Context<'_>, plan: &mut Plan, record: &ReignRecord
     Receipts { last: Some(receipt), forks, before: before(spec, old) }
 }
 
-/// True if a receipt tells of what is lost whoever leads next: the old primary was found and the tail that it had is not in
-/// the decision, it took over copies of others, or nobody will ever be able to tell.
-fn is_final(receipt: &FailoverReceipt, spec: &StoreReignSpec, decision: &Decision) -> bool {
+/// The ranges of a receipt that a decision does not bring back: the old primary may lead again before its tail is gone.
+fn left(receipt: &FailoverReceipt, decision: &Decision) -> Vec<LostRange> {
     let is_in = |range: &LostRange, decided: &Decided| {
         let at = decided.position;
         decided.name == range.prefix
             && i64::try_from(at.epoch).is_ok_and(|epoch| epoch == range.epoch)
             && i64::try_from(at.sequence).unwrap_or(i64::MAX) >= range.last
     };
+    let lost = |range: &&LostRange| !decision.values().any(|decided| is_in(range, decided));
+    receipt.ranges.iter().filter(lost).cloned().collect()
+}
+
+/// True if a receipt tells of what is lost whoever leads next: the old primary was found and the tail that it had is not in
+/// the decision, it took over copies of others, or nobody will ever be able to tell.
+fn is_final(receipt: &FailoverReceipt, spec: &StoreReignSpec, decision: &Decision) -> bool {
     match receipt.outcome {
-        LossOutcome::Ranges => {
-            receipt.ranges.iter().any(|range| !decision.values().any(|decided| is_in(range, decided)))
-        }
+        LossOutcome::Ranges => !left(receipt, decision).is_empty(),
         LossOutcome::Unknown => spec.forks.is_empty(),
         LossOutcome::None => false,
     }
 }
 
 /// That receipt as one of the reign that begins.
-fn carried(spec: &StoreReignSpec, receipt: &FailoverReceipt, record: &ReignRecord, told: bool) -> Receipts {
-    let mut receipt =
-        FailoverReceipt { epoch: record.epoch, to: member_name(spec, &record.primary), ..receipt.clone() };
-    if !told && receipt.outcome != LossOutcome::Unknown {
-        receipt.outcome = LossOutcome::Unknown;
-        receipt.lost = format!("{}, and perhaps more", receipt.lost).chars().take(1000).collect();
+fn carried(
+    spec: &StoreReignSpec,
+    receipt: &FailoverReceipt,
+    record: &ReignRecord,
+    decision: &Decision,
+    told: bool,
+) -> Receipts {
+    let ranges = left(receipt, decision);
+    let to = member_name(spec, &record.primary);
+    let mut receipt = FailoverReceipt { epoch: record.epoch, to, ranges, ..receipt.clone() };
+    if receipt.outcome == LossOutcome::Ranges {
+        receipt.lost = in_words(&receipt.ranges).chars().take(1000).collect();
+        if !told {
+            receipt.outcome = LossOutcome::Unknown;
+            receipt.lost = format!("{}, and perhaps more", receipt.lost).chars().take(1000).collect();
+        }
     }
     Receipts { last: Some(receipt), ..Receipts::of(spec) }
 }
