@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 
 const EVERY: Duration = Duration::from_millis(50);
 const LIMIT: Duration = Duration::from_millis(500);
+/// The first answer comes within so long.
+const FIRST: Duration = Duration::from_secs(10);
 const PORT: u16 = 9090;
 const METRIC: &str = "parovoz_dataplane_follower_lag_sequences_worst";
 /// Samples kept at most: ten minutes of them.
@@ -34,9 +36,14 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Asks the member at `address` from a node's network.
-    pub fn start(node: Node, address: String) -> Self {
+    /// Asks the member at `address` from a node's network; returns once it was heard, so that what a fault may lose is known
+    /// however soon the fault comes.
+    ///
+    /// # Errors
+    /// It did not say its lag in time.
+    pub fn start(node: Node, address: String) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
+        let (heard, first) = mpsc::channel();
         let thread = {
             let stop = stop.clone();
             std::thread::spawn(move || {
@@ -46,13 +53,22 @@ impl Sampler {
                     let at = Instant::now();
                     if let Some(sequences) = ask(&address) {
                         samples.push(Sample { at, sequences });
+                        // Only the first is waited for.
+                        let _ = heard.send(());
                     }
                     std::thread::sleep(EVERY);
                 }
                 Ok(samples)
             })
         };
-        Self { stop, thread }
+        let sampler = Self { stop, thread };
+        match first.recv_timeout(FIRST) {
+            Ok(()) => Ok(sampler),
+            Err(_) => {
+                sampler.finish()?;
+                Err(Error::failed(format!("sample the lag: the primary did not say it within {FIRST:?}")))
+            }
+        }
     }
 
     /// What it heard.

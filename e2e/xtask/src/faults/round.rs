@@ -129,7 +129,7 @@ fn start<'a>(env: &Env<'_>, subject: &'a Subject, round: usize, rate: u32) -> Re
     warm(name, &load)?;
     let address = env.watch.addresses.of(&before.primary);
     let address = address.ok_or_else(|| Error::failed(format!("find {}: no address", before.primary)))?;
-    let sampler = Sampler::start(node, address);
+    let sampler = Sampler::start(node, address)?;
     Ok(Running { target: target(subject, load, before, round), sampler })
 }
 
