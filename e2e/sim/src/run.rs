@@ -19,6 +19,8 @@ const OPERATIONS: u64 = 1_000;
 const FAULTS: u64 = 20;
 /// Longest troubled part of a run.
 const TROUBLE: u64 = 1_200 * SECOND;
+/// How the violation begins of a store that loses nothing, and does not come to rest either.
+pub const RESTLESS: &str = "the store does not come to rest";
 /// Within this much quiet every store must be whole again.
 const QUIET: u64 = 240 * SECOND;
 /// Half seconds without anything left to do, before a store counts as at rest.
@@ -111,7 +113,7 @@ fn play(world: &mut World) -> Result<(), String> {
 /// Nobody begins anything, and the store comes to rest.
 fn rest(world: &mut World) -> Result<(), String> {
     world.clients.quiet = true;
-    converge(world, QUIET, true).map_err(|why| format!("the store does not come to rest: {why}"))
+    converge(world, QUIET, true).map_err(|why| format!("{RESTLESS}: {why}"))
 }
 
 fn step(world: &mut World, until: u64) -> Result<(), String> {
