@@ -162,6 +162,12 @@ impl Reporter {
                 .map(|u| u.to_string())
                 .unwrap_or_default(),
             upstream_address: role.upstream.as_ref().map(|u| u.replication.clone()).unwrap_or_default(),
+            primary_data_uuid: role
+                .primary
+                .as_ref()
+                .and_then(|p| p.data_uuid)
+                .map(|p| p.to_string())
+                .unwrap_or_default(),
             upstream_connected: upstream.connected,
             disk_free_bytes: free,
             disk_total_bytes: total,

@@ -325,6 +325,8 @@ pub struct Report {
     pub upstream_data_uuid: String,
     /// Address of its upstream.
     pub upstream_address: String,
+    /// data_uuid of the primary that it knows how to reach; empty on a primary, and if it only met a newer reign.
+    pub primary_data_uuid: String,
     /// data_uuid of the member that it takes missing copies from; empty = its upstream.
     pub bootstrap_source: String,
     /// True while the stream stands.

@@ -391,6 +391,19 @@ fn a_chain_streams_from_one_to_the_next_and_skips_a_member_without_a_copy() {
 }
 
 #[test]
+fn a_member_that_met_the_reign_in_its_chain_is_told_how_to_reach_the_primary() {
+    let mut world =
+        World::with_spec(json!({"replicas": 3, "storage": {"size": "1Gi"}, "replication": {"topology": "Chain"}}));
+    world.converge();
+    // The new reign came down the stream, with the same upstream.
+    world.processes.get_mut(&3).unwrap().told_primary.clear();
+    let plan = world.step();
+    assert_eq!(plan.orders.iter().map(|order| order.pod.as_str()).collect::<Vec<_>>(), ["cache-3"]);
+    assert_eq!(world.processes[&3].told_primary, world.volume(1).unwrap().data_uuid);
+    assert!(world.step().orders.is_empty());
+}
+
+#[test]
 fn a_promotion_that_was_not_delivered_is_sent_again_under_the_same_reign() {
     let mut world = World::new(1);
     world.steps(4);

@@ -39,6 +39,7 @@ pub fn report(message: v1::MemberReport) -> Report {
         followers: message.followers.into_iter().map(follower).collect(),
         upstream_data_uuid: message.upstream_data_uuid,
         upstream_address: message.upstream_address,
+        primary_data_uuid: message.primary_data_uuid,
         bootstrap_source: message.bootstrap_source_data_uuid,
         upstream_connected: message.upstream_connected,
         disk_free_bytes: message.disk_free_bytes,

@@ -302,6 +302,7 @@ impl Admin for Service {
             report.set_phase(v1::MemberPhase::Streaming);
             report.upstream_data_uuid = upstream.data_uuid;
             report.upstream_address = upstream.replication_address;
+            report.primary_data_uuid = request.primary.unwrap().data_uuid;
             report.upstream_connected = true;
             report.complete = true;
             report.sealed = None;

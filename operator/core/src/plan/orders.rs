@@ -148,6 +148,8 @@ fn follows(report: &Report, reign: &KnownReign, upstream: &Endpoint) -> bool {
         && report.promised(reign.epoch, &reign.reign_id)
         && report.upstream_data_uuid == upstream.data_uuid
         && report.upstream_address == upstream.replication_address
+        // In a chain the new reign may have come down the stream, and the primary's address does not.
+        && report.primary_data_uuid == reign.primary
 }
 
 /// Who a member streams from: the primary, or in a chain the nearest member before it that has a whole copy. While a reign

@@ -63,6 +63,7 @@ impl World {
             followers: if process.primary { self.followers(volume) } else { Vec::new() },
             upstream_data_uuid,
             upstream_address,
+            primary_data_uuid: process.told_primary.clone(),
             bootstrap_source: process.source.clone(),
             upstream_connected: connected,
             disk_free_bytes: 900,
@@ -202,7 +203,7 @@ impl World {
                 self.processes.get_mut(&ordinal).unwrap().frozen = Some(until);
             }
             OrderKind::Promote { positions, first } => self.promoted(ordinal, order, positions, *first),
-            OrderKind::Follow { upstream, bootstrap_source, .. } => {
+            OrderKind::Follow { upstream, primary, bootstrap_source } => {
                 if newer || hangs {
                     return;
                 }
@@ -211,6 +212,7 @@ impl World {
                 let process = self.processes.get_mut(&ordinal).unwrap();
                 process.primary = false;
                 process.frozen = None;
+                process.told_primary = primary.data_uuid.clone();
                 process.upstream = Some((upstream.data_uuid.clone(), upstream.replication_address.clone()));
                 process.source = bootstrap_source.as_ref().map(|source| source.data_uuid.clone()).unwrap_or_default();
             }

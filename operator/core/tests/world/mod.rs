@@ -50,6 +50,7 @@ pub struct Process {
     pub id: String,
     pub primary: bool,
     pub upstream: Option<(String, String)>,
+    pub told_primary: String,
     /// data_uuid of the bootstrap source.
     pub source: String,
     pub parked: bool,
