@@ -58,6 +58,32 @@ fn scaling_down_takes_the_highest_replica_after_a_reign_without_it_serves() {
 }
 
 #[test]
+fn a_member_that_was_scaled_away_is_brought_back_if_its_vote_is_lacking() {
+    let mut world = World::quorum(3, 1);
+    world.write("users", 9);
+    world.stream();
+    world.scale(2);
+    world.until("the reign without the third is promoted", |world| {
+        let current = &world.record().current;
+        current.phase == ReignPhase::Promoting && current.members.len() == 2
+    });
+    // The candidate loses its volume, the next one waits for it, and the one that is not listed any more has no pod.
+    world.delete_claim(1);
+    world.delete_pod(1);
+    world.until("the second is promoted", |world| {
+        let current = &world.record().current;
+        current.phase == ReignPhase::Promoting && world.volume(2).unwrap().data_uuid == current.primary
+    });
+    world.black_out(1);
+    world.delete_pod(3);
+    world.restart(2);
+    world.until("its vote is asked for", |world| world.pods.contains_key(&3));
+    world.heal();
+    world.converge();
+    assert_eq!((world.leader(), world.pods.keys().copied().collect::<Vec<_>>()), (Some(2), vec![1, 2]));
+}
+
+#[test]
 fn scaling_down_never_takes_the_primary_whatever_its_number() {
     let mut world = World::converged(3);
     world.write("users", 9);

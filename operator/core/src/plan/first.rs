@@ -27,15 +27,16 @@ fn pods(context: &Context<'_>) -> impl Iterator<Item = u32> {
 /// The reports of every volume of the store that may hold anything, or a wait that names whose is missing. What has no pod
 /// gets one, for it can't answer without.
 fn every_volume<'a>(context: &Context<'a>, plan: &mut Plan, what: &str) -> Option<Vec<(u32, &'a Report)>> {
-    let observed = context.observed;
-    let volumes = observed.claims.iter().filter(|claim| may_hold_data(context, claim)).map(|claim| claim.ordinal);
-    plan.asked = context.target.iter().copied().chain(pods(context)).chain(volumes).collect();
+    plan.asked = context.target.iter().copied().chain(pods(context)).chain(volumes(context)).collect();
     answers_of(context, plan, what, plan.asked.clone())
 }
 
-/// A claim that was never bound has no volume yet.
-fn may_hold_data(context: &Context<'_>, claim: &ClaimFacts) -> bool {
-    claim.bound && !claim.deleting && claim.store_uid.as_deref() == Some(&context.observed.store.uid)
+/// The ordinals of the volumes of the store that may hold anything. A claim that was never bound has no volume yet.
+pub(super) fn volumes(context: &Context<'_>) -> impl Iterator<Item = u32> {
+    let uid = context.observed.store.uid.as_str();
+    let may_hold_data =
+        move |claim: &&ClaimFacts| claim.bound && !claim.deleting && claim.store_uid.as_deref() == Some(uid);
+    context.observed.claims.iter().filter(may_hold_data).map(|claim| claim.ordinal)
 }
 
 fn answers_of<'a>(

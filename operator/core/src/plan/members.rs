@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use parovoz_api::{DeletionPolicy, MemberRole, ReignMember, ReignPhase, WaitingReason};
 
-use super::{Context, Delete, DeleteKind, EventReason, Plan, Step};
+use super::{Context, Delete, DeleteKind, EventReason, Plan, Step, first, record};
 use crate::build::{self, Object};
 use crate::names::{self, MAX_MEMBERS};
 use crate::observed::{ClaimFacts, Contact, Observed, PodFacts, Report};
@@ -63,7 +63,26 @@ fn kept(context: &Context<'_>, plan: &Plan) -> BTreeSet<u32> {
         kept.extend(listed(context.observed).0);
     }
     kept.extend(&plan.asked);
+    if votes_lack(context, plan) {
+        kept.extend(first::volumes(context));
+    }
     kept
+}
+
+/// True if a reign has waited for votes for long while a member of an earlier one is missed: scaled away since, it is listed
+/// no more, and its vote may be the one that is lacking.
+fn votes_lack(context: &Context<'_>, plan: &Plan) -> bool {
+    let Some(reign) = context.observed.own_reign() else { return false };
+    let lacking = |reason| {
+        matches!(reason, WaitingReason::FenceOpen | WaitingReason::VotesMissing | WaitingReason::SealQuorumOutOfReach)
+    };
+    let late = record::elapsed(&reign.spec.current.begun_at, context.observed.now) > record::SEALING_DEADLINE;
+    if !late || !plan.waiting.iter().any(|waiting| lacking(waiting.reason)) {
+        return false;
+    }
+    let answering = record::answering(context);
+    let missed = |past: &record::Past| past.reign.members.iter().any(|member| !answering.contains_key(member.as_str()));
+    record::may_have_served(&reign.spec, false).iter().any(missed)
 }
 
 /// Bring the claim and the pod of one member about, one after the other: a pod is made for a claim that is known.
