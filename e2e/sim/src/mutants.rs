@@ -42,6 +42,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("votes-below-floor", "a copy below its floor has no known vote"),
     mutant("floor-not-stored", "the floor is stored before a copy is touched"),
     mutant("floor-ignored", "an unknown vote counts only above its floor"),
+    mutant("earlier-quorum-forgotten", "what a quorum acknowledged stays when the next reign waits for none"),
     mutant("promoting-reigns-forgotten", "a reign that reached Promoting may have served"),
     mutant("joined-alone", "epoch records wait for W replicas that have all"),
     mutant("epoch-started-twice", "an epoch is started once"),

@@ -187,8 +187,18 @@ pub type Decision = BTreeMap<String, Decided>;
 /// # Errors
 /// Too few votes are known; nothing may be promoted.
 pub fn decide(olds: &[OldReign], ballots: &Ballots) -> Result<Decision, Undecided> {
+    decide_after(olds, &[], ballots)
+}
+
+/// As [`decide`], where the last reign that served waited for no replica and `earlier` ones did: what those acknowledged is in
+/// every record of a later epoch, and must be proven by votes as theirs where the highest vote is of none.
+///
+/// # Errors
+/// As [`decide`].
+pub fn decide_after(olds: &[OldReign], earlier: &[OldReign], ballots: &Ballots) -> Result<Decision, Undecided> {
     decide_by(ballots, |prefix, name, highest| {
-        for old in olds {
+        let open = earlier.iter().filter(|old| highest.epoch <= old.epoch);
+        for old in olds.iter().chain(open.filter(|_| !parovoz_mutant::on("earlier-quorum-forgotten"))) {
             enough(old, ballots, prefix, name, highest)?;
         }
         Ok(())

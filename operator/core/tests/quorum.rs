@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use parovoz_operator_core::quorum::{
-    Ballot, Ballots, OldReign, Position, PrefixVote, Proof, Undecided, Vote, candidate, cost, decide, decide_with_loss,
-    digest, fence, missing,
+    Ballot, Ballots, OldReign, Position, PrefixVote, Proof, Undecided, Vote, candidate, cost, decide, decide_after,
+    decide_with_loss, digest, fence, missing,
 };
 use proptest::prelude::*;
 
@@ -138,6 +138,18 @@ fn a_listed_prefix_that_nobody_has_a_known_copy_of_blocks() {
     let all = ballots(&[("a", ballot(&[(CATALOGUE, known(1, 2)), ("users", Vote::Unknown { floor: None })]))]);
     assert_eq!(decide(&olds, &all), Err(Undecided::NoCopy { prefix: "users".into() }));
     assert_eq!(decide(&olds, &Ballots::new()), Err(Undecided::NoCatalogue));
+}
+
+#[test]
+fn what_a_quorum_acknowledged_is_asked_for_after_a_reign_that_waits_for_nobody() {
+    let (olds, earlier) = ([reign(2, &["a", "b", "c"], 0)], [reign(1, &["a", "b", "c"], 1)]);
+    let stale = || ballot(&[(CATALOGUE, known(1, 3))]);
+    let refused = decide_after(&olds, &earlier, &ballots(&[("c", stale())])).unwrap_err();
+    assert!(matches!(refused, Undecided::TooFewVotes { epoch: 1, counted: 1, needed: 2, .. }), "{refused:?}");
+    // Two replicas of three have whatever it acknowledged, and so has whoever followed the later reign.
+    assert!(decide_after(&olds, &earlier, &ballots(&[("b", stale()), ("c", stale())])).is_ok());
+    let followed = ballot(&[(CATALOGUE, known(2, 4))]);
+    assert_eq!(decide_after(&olds, &earlier, &ballots(&[("c", followed)])).unwrap()[CATALOGUE].position, at(2, 4));
 }
 
 #[test]

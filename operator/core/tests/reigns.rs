@@ -5,8 +5,8 @@ mod world;
 
 use jiff::SignedDuration;
 use parovoz_api::{
-    ConditionReason, ConditionStatus, ConditionType, LossOutcome, OnQuorumLoss, OperationPhase, ReignCause, ReignPhase,
-    StorePhase, WaitingReason,
+    ConditionReason, ConditionStatus, ConditionType, LossOutcome, Mode, OnQuorumLoss, OperationPhase, ReignCause,
+    ReignPhase, StorePhase, WaitingReason,
 };
 use parovoz_operator_core::plan::{OrderKind, Plan, SealEvidence};
 use serde_json::json;
@@ -526,4 +526,33 @@ fn a_member_that_is_to_go_joins_the_reign_that_lists_it() {
     world.heal();
     world.converge();
     assert_eq!(world.pods.len(), 2);
+}
+
+#[test]
+fn a_replica_that_missed_what_a_quorum_acknowledged_does_not_lead_once_nobody_is_waited_for() {
+    let mut world = World::quorum(3, 1);
+    world.write("users", 10);
+    world.stream();
+    // The third hears no more of this store; the second has what is acknowledged.
+    world.black_out(3);
+    world.write("users", 10);
+    world.stream();
+    world.store.spec.replication.mode = Mode::Async;
+    world.store.spec.replication.min_sync_replicas = 0;
+    world.store.generation += 1;
+    world.until("no replica is waited for", |world| {
+        let current = &world.record().current;
+        current.phase == ReignPhase::Serving && current.min_sync_replicas == 0
+    });
+    let epoch = world.record().current.epoch;
+    world.heal();
+    world.processes.get_mut(&3).unwrap().upstream = None;
+    world.black_out(1);
+    world.black_out(2);
+    world.pass(seconds(60));
+    assert!(world.leader() != Some(3), "{:?}", world.record().current);
+    world.heal();
+    world.converge();
+    let users = |ordinal: u32| world.volume(ordinal).unwrap().positions["users"];
+    assert!(world.record().current.epoch >= epoch && (1..=3).all(|ordinal| users(ordinal).sequence >= 20));
 }

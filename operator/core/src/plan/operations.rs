@@ -71,8 +71,7 @@ pub(super) fn promotion(context: &Context<'_>, plan: &mut Plan, spec: &StoreReig
     plan.event(true, EventReason::PromotedByPerson, new.summary.clone());
     let record = begin(context, plan, new)?;
     plan.step = Some(Step::Lead);
-    let case =
-        super::procedure::Case { olds: may_have_served(spec, true), proofs: Vec::new(), ballots: Default::default() };
+    let case = super::procedure::Case::unasked(spec);
     seal_all(context, plan, &record, &case);
     Some(record)
 }

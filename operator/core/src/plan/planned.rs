@@ -112,8 +112,7 @@ fn start(
         attested: false,
     };
     let record = begin(context, plan, new)?;
-    let case =
-        Case { olds: super::record::may_have_served(spec, true), proofs: Vec::new(), ballots: Default::default() };
+    let case = Case::unasked(spec);
     seal_one(context, plan, &record, &case, old);
     Some(record)
 }
@@ -343,8 +342,7 @@ pub(super) fn replace(
     let record = begin(context, plan, NewReign { primary: current.primary.clone(), ..new })?;
     plan.step = Some(Step::ChangeMembers);
     plan.within(WHILE_REIGN_BEGINS);
-    let case =
-        Case { olds: super::record::may_have_served(spec, true), proofs: Vec::new(), ballots: Default::default() };
+    let case = Case::unasked(spec);
     seal_one(context, plan, &record, &case, (ordinal, report));
     Some(record)
 }

@@ -27,11 +27,19 @@ pub(crate) struct Case {
     pub olds: Vec<Past>,
     /// What is proven of the primary of each, in the same order.
     pub proofs: Vec<Proof>,
+    /// Reigns before those that waited for replicas, where the last that served waits for none.
+    pub earlier: Vec<quorum::OldReign>,
     /// What the members say that are sealed for the very reign to come.
     pub ballots: Ballots,
 }
 
 impl Case {
+    /// What a reign that begins now starts from, before anybody has sealed for it.
+    pub(crate) fn unasked(spec: &StoreReignSpec) -> Self {
+        let (olds, earlier) = (may_have_served(spec, true), record::earlier_quorum(spec, true));
+        Self { olds, earlier, proofs: Vec::new(), ballots: Ballots::new() }
+    }
+
     pub(crate) fn new(context: &Context<'_>, spec: &StoreReignSpec) -> Self {
         let current = &spec.current;
         let olds = may_have_served(spec, false);
@@ -44,7 +52,7 @@ impl Case {
         let ballots = answering(context).into_iter().filter(|(_, (_, report))| sealed(report));
         let ballots = ballots.filter_map(|(uuid, (_, report))| Some((uuid.to_owned(), report.ballot()?))).collect();
         let proofs = olds.iter().map(|past| proof(context, past, current.attested)).collect();
-        Self { olds, proofs, ballots }
+        Self { olds, earlier: record::earlier_quorum(spec, false), proofs, ballots }
     }
 
     fn reigns(&self) -> Vec<quorum::OldReign> {
@@ -61,7 +69,7 @@ impl Case {
         if accept_loss {
             return quorum::decide_with_loss(&self.ballots);
         }
-        quorum::decide(&self.reigns(), &self.ballots)
+        quorum::decide_after(&self.reigns(), &self.earlier, &self.ballots)
     }
 }
 

@@ -62,6 +62,26 @@ pub fn may_have_served(spec: &StoreReignSpec, with_current: bool) -> Vec<Past> {
     found
 }
 
+/// Reigns that waited for replicas, below one that waits for none and served since. None of them can acknowledge anything any
+/// more, and what they did is in that one; but a candidate that never followed it may not even have that.
+#[must_use]
+pub fn earlier_quorum(spec: &StoreReignSpec, with_current: bool) -> Vec<OldReign> {
+    let current = with_current.then(|| past(&spec.current));
+    let all: Vec<&PastReign> = current.iter().chain(&spec.history).collect();
+    let Some(served) = all.iter().position(|past| past.phase == ReignPhase::Serving) else { return Vec::new() };
+    if all[served].min_sync_replicas > 0 {
+        return Vec::new();
+    }
+    let last = all.iter().position(|past| is_quorum(past)).map_or(all.len(), |index| index + 1);
+    let waited = all.into_iter().take(last).skip(served).filter(|past| past.min_sync_replicas > 0);
+    let told = waited.filter(|past| matches!(past.phase, ReignPhase::Promoting | ReignPhase::Serving));
+    told.map(|past| old(past).reign).collect()
+}
+
+fn is_quorum(past: &PastReign) -> bool {
+    past.phase == ReignPhase::Serving && past.min_sync_replicas > 0
+}
+
 pub(crate) fn old(past: &PastReign) -> Past {
     Past {
         reign: OldReign {
@@ -281,7 +301,9 @@ pub(crate) fn swap_with(
             (Some(facts.resource_version.clone()), facts.spec.ever_served, history)
         }
     };
-    history.truncate(kept(&history).max(HISTORY));
+    // What was acknowledged by a quorum is asked for as long as it is known.
+    let quorum = history.iter().position(is_quorum).map_or(0, |index| index + 1).min(LONGEST_HISTORY);
+    history.truncate(kept(&history).max(HISTORY).max(quorum));
     let spec = StoreReignSpec {
         store_uid: observed.store.uid.clone(),
         ever_served: ever_served || serving,

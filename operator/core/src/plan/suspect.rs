@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use parovoz_api::{MemberPhase, ReignCause, ReignRecord, StoreReignSpec, WaitingReason};
 
 use super::procedure::{Case, ended, in_words, member_name, proof, seal_all};
-use super::record::{NewReign, answering, begin, change_allowed, may_have_served};
+use super::record::{NewReign, answering, begin, change_allowed, earlier_quorum, may_have_served};
 use super::{Context, EventReason, Plan, SOON, Step, WHILE_REIGN_BEGINS};
 use crate::observed::Report;
 use crate::quorum::{self, Ballots};
@@ -156,7 +156,7 @@ pub(super) fn act(
     };
     let record = begin(context, plan, new)?;
     plan.step = Some(Step::Lead);
-    let case = Case { olds: may_have_served(spec, true), proofs: Vec::new(), ballots: Ballots::new() };
+    let case = Case::unasked(spec);
     seal_all(context, plan, &record, &case);
     Some(record)
 }
@@ -196,7 +196,7 @@ pub(super) fn probe(
         }
     }
     let reigns: Vec<_> = olds.into_iter().map(|past| past.reign).collect();
-    let decision = match quorum::decide(&reigns, &ballots) {
+    let decision = match quorum::decide_after(&reigns, &earlier_quorum(spec, true), &ballots) {
         Ok(decision) => decision,
         Err(undecided) => return out_of_reach(in_words(&undecided)),
     };
