@@ -219,9 +219,9 @@ pub struct FailoverReceipt {
     pub outcome: LossOutcome,
     /// What was lost, for people: `none`, the ranges, or `unknown after (epoch, sequence)` of the new primary.
     pub lost: String,
-    /// The records that the old primary had and the new one lacks, once the old one was found. At most 64 are listed.
+    /// The records that the old primary had and the new one lacks, once the old one was found. At most 512 are listed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 512))]
     pub ranges: Vec<LostRange>,
 }
 

@@ -18,8 +18,10 @@ use crate::quorum::{Ballot, Decided, Decision, Vote};
 
 /// Prefixes whose beginnings are kept until the old primary is found.
 const FORKS: usize = 1024;
-/// Ranges listed.
-const RANGES: usize = 64;
+/// Ranges listed; with more, the receipt says that there are.
+const RANGES: usize = 512;
+/// Characters in which a loss is told to people.
+const WORDS: usize = 1000;
 
 /// The receipt of the reign that a plan is about to promote, and where it begins in each prefix. What is on record stays
 /// if the primary is the same again, or was relieved on purpose and nothing of it can be missing.
@@ -58,7 +60,8 @@ pub(crate) fn begun(context: &Context<'_>, plan: &mut Plan, record: &ReignRecord
     if record.cause.planned() && attempts && case.olds.first().is_some_and(&whole) {
         // What is still open is compared with where this one begins, which may have fetched more of the old primary's.
         let forks = if unchanged.forks.is_empty() { BTreeMap::new() } else { forks };
-        return Receipts { forks, ..unchanged };
+        let attempt = stands.map(|receipt| of_attempt(receipt, record, member_name(spec, &record.primary)));
+        return Receipts { forks, last: attempt.or(unchanged.last), before: unchanged.before };
     }
     let receipt = receipt(record, old, member_name(spec, &record.primary), &forks, told);
     let note = format!(
@@ -68,6 +71,16 @@ pub(crate) fn begun(context: &Context<'_>, plan: &mut Plan, record: &ReignRecord
     plan.event(true, EventReason::PrimaryReplaced, note);
     let forks = if told || forks.len() > FORKS { BTreeMap::new() } else { forks };
     Receipts { last: Some(receipt), forks, before: before(spec, old) }
+}
+
+/// The receipt of an attempt that never served, as the reign's that takes the old primary's place after all and has what the
+/// attempt had. Ranges that it does not have made the receipt a final one, so it has all that were found.
+fn of_attempt(receipt: &FailoverReceipt, record: &ReignRecord, to: String) -> FailoverReceipt {
+    let mut receipt = FailoverReceipt { epoch: record.epoch, to, ..receipt.clone() };
+    if receipt.outcome == LossOutcome::Ranges {
+        (receipt.outcome, receipt.lost, receipt.ranges) = (LossOutcome::None, "none".to_owned(), Vec::new());
+    }
+    receipt
 }
 
 /// The ranges of a receipt that a decision does not bring back: the old primary may lead again before its tail is gone.
@@ -104,10 +117,9 @@ fn carried(
     let to = member_name(spec, &record.primary);
     let mut receipt = FailoverReceipt { epoch: record.epoch, to, ranges, ..receipt.clone() };
     if receipt.outcome == LossOutcome::Ranges {
-        receipt.lost = in_words(&receipt.ranges).chars().take(1000).collect();
+        receipt.lost = in_words(&receipt.ranges, !told);
         if !told {
             receipt.outcome = LossOutcome::Unknown;
-            receipt.lost = format!("{}, and perhaps more", receipt.lost).chars().take(1000).collect();
         }
     }
     Receipts { last: Some(receipt), ..Receipts::of(spec) }
@@ -303,13 +315,11 @@ pub(crate) fn resolve(context: &Context<'_>, plan: &mut Plan, spec: &StoreReignS
     let (outcome, ranges) = compare(spec, report, knows);
     let lost = match outcome {
         LossOutcome::None => "none".to_owned(),
-        LossOutcome::Ranges => in_words(&ranges),
         LossOutcome::Unknown if ranges.is_empty() => format!("{}; the old primary cannot tell", receipt.lost),
-        LossOutcome::Unknown => format!("{}, and perhaps more", in_words(&ranges)),
+        LossOutcome::Ranges | LossOutcome::Unknown => in_words(&ranges, outcome == LossOutcome::Unknown),
     };
     let note = format!("{} was found again: lost at epoch {}: {lost}", receipt.from, receipt.epoch);
     plan.event(outcome != LossOutcome::None, EventReason::LossKnown, note);
-    let lost = lost.chars().take(1000).collect();
     let receipt = FailoverReceipt { outcome, lost, ranges, ..receipt.clone() };
     let receipts = Receipts { last: Some(receipt), forks: BTreeMap::new(), ..Receipts::of(spec) };
     Some(swap_with(context, plan, current.clone(), receipts))
@@ -340,6 +350,7 @@ fn compare(spec: &StoreReignSpec, report: &Report, knows: bool) -> (LossOutcome,
             Vote::Unknown { .. } => unknown = true,
         }
     }
+    unknown |= ranges.len() > RANGES;
     ranges.truncate(RANGES);
     let outcome = match (unknown, ranges.is_empty()) {
         (true, _) => LossOutcome::Unknown,
@@ -354,9 +365,17 @@ fn parse(text: &str) -> Option<Position> {
     Some(Position { epoch: epoch.parse().ok()?, sequence: sequence.parse().ok()? })
 }
 
-fn in_words(ranges: &[LostRange]) -> String {
+/// Ranges for people, and whether there may be `more`, in no more than [`WORDS`] characters.
+fn in_words(ranges: &[LostRange], more: bool) -> String {
     let one = |range: &LostRange| {
         format!("{} sequences {} to {} of epoch {}", range.prefix, range.first, range.last, range.epoch)
     };
-    ranges.iter().map(one).collect::<Vec<_>>().join(", ")
+    let and_more = if more { ", and perhaps more" } else { "" };
+    let all = ranges.iter().map(one).collect::<Vec<_>>().join(", ");
+    if all.len() + and_more.len() <= WORDS {
+        return all + and_more;
+    }
+    let listed = ", ...; see ranges";
+    let room = WORDS - listed.len() - and_more.len();
+    all.chars().take(room).collect::<String>() + listed + and_more
 }
