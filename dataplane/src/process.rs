@@ -305,7 +305,7 @@ fn raise_floors(store: &Store, state: &MemberState, watermarks: Watermarks) -> R
                 continue;
             }
         }
-        state.raise_floor(uuid, noted)?;
+        state.raise_floors(&[(uuid, noted)])?;
     }
     Ok(watermarks)
 }

@@ -61,8 +61,8 @@ impl MemberHooks for Hooks {
         Ok(())
     }
 
-    fn raise_floor(&self, prefix: &Prefix, floor: Position) -> Result<(), String> {
-        self.state.raise_floor(prefix.uuid, floor).map_err(|e| e.to_string())
+    fn raise_floors(&self, floors: &[(PrefixUuid, Position)]) -> Result<(), String> {
+        self.state.raise_floors(floors).map_err(|e| e.to_string())
     }
 
     fn floor(&self, prefix: PrefixUuid) -> Option<Position> {

@@ -87,14 +87,16 @@ impl MemberState {
         self.inner.lock().stored.floors.get(&prefix).copied()
     }
 
-    /// Raises a prefix's floor; it never sinks.
+    /// Raises floors of prefixes; they never sink.
     ///
     /// # Errors
     /// If the slot can't be written.
-    pub fn raise_floor(&self, prefix: PrefixUuid, floor: Position) -> Result<(), SlotError> {
+    pub fn raise_floors(&self, floors: &[(PrefixUuid, Position)]) -> Result<(), SlotError> {
         self.change().amend(|record| {
-            let now = record.floors.entry(prefix).or_insert(floor);
-            *now = floor.max(*now);
+            for (prefix, floor) in floors {
+                let now = record.floors.entry(*prefix).or_insert(*floor);
+                *now = (*now).max(*floor);
+            }
         })
     }
 

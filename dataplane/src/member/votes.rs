@@ -60,7 +60,7 @@ mod tests {
         let prefix = Prefix::new(PrefixName::new("p").unwrap(), uuid, 0, store.ring_budget.clone());
         prefix.set_phase(PrefixPhase::Stopped { reason: "no room".into() });
         let floor = Position::new(1, 7);
-        state.raise_floor(uuid, floor).unwrap();
+        state.raise_floors(&[(uuid, floor)]).unwrap();
         assert_eq!(of(&prefix, &state), Vote::Unknown { floor: Some(floor) });
         prefix.set_lacks_room(true);
         assert_eq!(of(&prefix, &state), Vote::Unknown { floor: None });

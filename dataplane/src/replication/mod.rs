@@ -91,11 +91,11 @@ pub trait MemberHooks: Send + Sync + std::fmt::Debug {
     /// Why it is not promised; nothing of that reign is accepted then.
     fn promise(&self, reign: &Reign) -> Result<(), String>;
 
-    /// Raises a prefix's floor durably, before its copy is touched. A floor never sinks.
+    /// Raises floors of prefixes durably, before their copies are touched. A floor never sinks.
     ///
     /// # Errors
     /// A text for people; the bootstrap waits then.
-    fn raise_floor(&self, prefix: &Prefix, floor: Position) -> Result<(), String>;
+    fn raise_floors(&self, floors: &[(PrefixUuid, Position)]) -> Result<(), String>;
 
     /// A prefix's floor, if it has one: below it nothing is acknowledged.
     fn floor(&self, prefix: PrefixUuid) -> Option<Position>;

@@ -219,7 +219,7 @@ impl Job {
             return Ok(());
         }
         let (ctx, prefix) = (self.ctx().clone(), self.prefix.clone());
-        blocking(move || ctx.member.raise_floor(&prefix, floor).map_err(BootstrapError::Member)).await
+        blocking(move || ctx.member.raise_floors(&[(prefix.uuid, floor)]).map_err(BootstrapError::Member)).await
     }
 
     async fn reach(&self, endpoint: &Endpoint) -> Result<Peer, BootstrapError> {

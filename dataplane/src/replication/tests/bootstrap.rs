@@ -157,6 +157,34 @@ async fn a_diverged_replica_is_rebuilt_and_its_old_copy_is_set_aside() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_everything_ends_is_noted_before_a_diverged_catalogue_is_replaced() {
+    let a = primary().await;
+    let mut b = Node::new(2).await;
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    b.equals(&a, "data").await;
+    b.stop_following().await;
+    // A prefix that only this member has, by a catalogue that has left the history.
+    let listing = b.prefix_by(catalogue_uuid(&b.store.store_uid));
+    listing.set_writer(Some(reign(1).to_ref()));
+    write(&listing, &[(b"only-b", b"")]);
+    listing.set_writer(None);
+    let alone = b.catalogue.create("only-b");
+    alone.begin_epoch(reign(1).to_ref(), true).unwrap();
+    let end = write_many(&alone, 5, 100);
+    a.lead(&reign(2));
+    b.follow(&reign(1), a.endpoint(), &a.endpoint());
+    b.equals(&a, "data").await;
+    eventually("the catalogue is the primary's", || {
+        let (here, there) = (&listing, a.prefix_by(listing.uuid));
+        here.position_at(here.applied()) == there.position_at(there.applied())
+    })
+    .await;
+    assert_eq!(b.hooks.floor(alone.uuid), Some(end));
+    b.shut().await;
+    a.shut().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_can_have_a_prefix_copied_anew() {
     let a = primary().await;
     write_many(&a.prefix("data"), 20, 100);

@@ -84,10 +84,12 @@ impl MemberHooks for TestMember {
         store.set_role(RoleView { reign: Some(reign.clone()), ..RoleView::clone(&role) });
         Ok(())
     }
-    fn raise_floor(&self, prefix: &Prefix, floor: Position) -> Result<(), String> {
+    fn raise_floors(&self, raised: &[(PrefixUuid, Position)]) -> Result<(), String> {
         let mut floors = self.floors.lock();
-        let now = floors.entry(prefix.uuid).or_default();
-        *now = floor.max(*now);
+        for (prefix, floor) in raised {
+            let now = floors.entry(*prefix).or_default();
+            *now = (*now).max(*floor);
+        }
         Ok(())
     }
     fn floor(&self, prefix: PrefixUuid) -> Option<Position> {

@@ -67,7 +67,7 @@ async fn a_copy_from_a_source_behind_the_primary_counts_only_from_where_the_prim
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_below_its_floor_is_no_source_and_the_upstream_is_asked_instead() {
     let (a, b, mut c) = three().await;
-    b.hooks.raise_floor(&b.prefix("data"), Position::new(1, 1 << 40)).unwrap();
+    b.hooks.raise_floors(&[(b.prefix("data").uuid, Position::new(1, 1 << 40))]).unwrap();
     c.follow(&reign(1), a.endpoint(), &a.endpoint());
     c.equals(&a, "data").await;
     assert_eq!(sent(&b), 0);
