@@ -39,6 +39,7 @@ faults! {
     Pause = "pause",
     CrashInEffects = "crash-in-effects",
     Isolate = "isolate",
+    Strand = "strand",
     OneWay = "one-way",
     CutOperator = "cut-operator",
     CutReplicas = "cut-replicas",
@@ -173,6 +174,7 @@ impl World {
         match fault {
             Fault::Kill | Fault::Power | Fault::Pause | Fault::CrashInEffects => self.hit_process(fault, node),
             Fault::Isolate
+            | Fault::Strand
             | Fault::OneWay
             | Fault::CutOperator
             | Fault::CutReplicas
@@ -248,6 +250,8 @@ impl World {
         // After a black-out the machine has run on, and nobody has heard of it, the kubelet included.
         let (whom, ways, longest) = match fault {
             Fault::Isolate => (everyone, (true, true), 14_000),
+            // Clients still reach it, and only its own clock tells it when to stop.
+            Fault::Strand => ([others, OPERATORS.to_vec(), vec![API]].concat(), (true, true), 14_000),
             Fault::OneWay => ([others, OPERATORS.to_vec()].concat(), (out, !out), 9_000),
             Fault::CutOperator => (OPERATORS.to_vec(), (true, true), 9_000),
             Fault::CutReplicas => (others, (true, true), 12_000),

@@ -47,7 +47,8 @@ pub(super) struct Losses {
 impl Checker {
     /// An operator chose a reign's candidate, and these had sealed for it and said all that they have.
     pub fn decided(&mut self, epoch: u64, reign_id: &str, heard: BTreeSet<String>) {
-        self.losses.heard.insert((epoch, reign_id.to_owned()), heard);
+        // Its record may be written again while the candidate begins: what is heard then came too late.
+        self.losses.heard.entry((epoch, reign_id.to_owned())).or_insert(heard);
     }
 
     /// A member's machine lost power.

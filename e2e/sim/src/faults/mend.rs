@@ -13,7 +13,12 @@ impl World {
                 self.machines[usize::from(node)].down = false;
                 self.container_lost(node);
             }
-            Fault::Isolate | Fault::OneWay | Fault::CutOperator | Fault::CutReplicas | Fault::Blackout => {
+            Fault::Isolate
+            | Fault::Strand
+            | Fault::OneWay
+            | Fault::CutOperator
+            | Fault::CutReplicas
+            | Fault::Blackout => {
                 let _ = self.cut(node, &everyone, (true, true), false);
                 self.release_held();
             }

@@ -342,6 +342,9 @@ impl Process {
         let State::Confirming { copy, history, .. } = boot.state else { return };
         let Some(prefix) = self.prefixes.get_mut(&uuid) else { return discard(cx, copy) };
         cx.volume.current.insert(uuid, (prefix.name.clone(), copy.generation));
+        let last = prefix.position_at(prefix.applied);
+        let replaces = last.sequence.0 > 0 && history.epoch_at(last.sequence) > last.epoch;
+        let diverged = matches!(boot.cause, BootstrapCause::Diverged { .. }) || replaces;
         let old = prefix.install(copy, history);
         prefix.phase = Phase::Open;
         let (me, at) = (self.ordinal, prefix.at());
@@ -353,7 +356,7 @@ impl Process {
         }
         cx.cov.hit("bootstrap done");
         if uuid == self.catalogue() {
-            self.open_listed(cx);
+            self.open_listed(cx, diverged);
         }
         self.report_due = true;
         self.restart_acks(cx);

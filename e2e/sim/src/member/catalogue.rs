@@ -1,5 +1,7 @@
 //! The catalogue: which prefixes there are. What the data plane's `store/catalogue` does.
 
+use std::collections::BTreeSet;
+
 use parovoz_dataplane_core::batch::{self, DATA_FAMILY, Record};
 use parovoz_dataplane_core::history::{EpochHistory, EpochRecord};
 use parovoz_dataplane_core::types::{PrefixName, PrefixUuid};
@@ -19,7 +21,7 @@ impl Process {
         }
         self.expect_catalogue();
         self.open_copy(cx, catalogue);
-        self.open_listed(cx);
+        self.open_listed(cx, false);
     }
 
     /// Adds the catalogue without a copy, so that following bootstraps it.
@@ -59,8 +61,9 @@ impl Process {
         prefix.phase = Phase::Open;
     }
 
-    /// Adds and opens what the catalogue lists.
-    pub(super) fn open_listed(&mut self, cx: &mut Cx<'_>) {
+    /// Adds and opens what the catalogue lists. What it does not list is set aside if it replaced one that had `diverged`: its
+    /// creation never was in the store. Else it may just be behind, and its stream lists it yet.
+    pub(super) fn open_listed(&mut self, cx: &mut Cx<'_>, diverged: bool) {
         let Some(catalogue) = self.prefixes.get(&self.catalogue()).and_then(|p| p.copy.as_ref()) else { return };
         let mut listed = Vec::new();
         let _ = catalogue.db.snapshot().scan(Family::Data, b"", b"", Direction::Forward, &mut |key, stored| {
@@ -73,14 +76,12 @@ impl Process {
                 self.open_copy(cx, *uuid);
             }
         }
-        // A creation that is not in a catalogue at or past its floor was undone with the tail of an old primary. Below the
-        // floor absence says nothing.
-        let behind = self.prefixes.get(&self.catalogue()).is_some_and(|c| self.below_floor(c));
-        if !behind || parovoz_mutant::on("absence-is-deletion") {
-            let mine = self.catalogue();
-            let known: Vec<PrefixUuid> = self.prefixes.keys().chain(cx.volume.current.keys()).copied().collect();
-            let undone = known.into_iter().filter(|u| *u != mine && !listed.iter().any(|(_, l)| l == u));
-            for uuid in undone.collect::<Vec<_>>() {
+        let mine = self.catalogue();
+        let strange = |uuid: &PrefixUuid| *uuid != mine && !listed.iter().any(|(_, l)| l == uuid);
+        self.unlisted = self.prefixes.keys().copied().filter(strange).collect();
+        if diverged || parovoz_mutant::on("absence-is-deletion") {
+            let on_volume = cx.volume.current.keys().copied().filter(strange);
+            for uuid in on_volume.chain(self.unlisted.clone()).collect::<BTreeSet<_>>() {
                 cx.cov.hit("creation undone");
                 self.set_aside(cx, uuid);
             }
@@ -89,7 +90,11 @@ impl Process {
     }
 
     /// A prefix that is not in the catalogue any more leaves; its files are kept apart.
+    /// If the catalogue that made it wins after all, it begins anew below what this member had acknowledged.
     fn set_aside(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid) {
+        if let Some(end) = self.prefixes.get(&uuid).filter(|p| p.copy.is_some()).map(Prefix::at) {
+            self.store_floor(cx, uuid, Some(end));
+        }
         if let Some(prefix) = self.prefixes.remove(&uuid) {
             let (me, name) = (self.ordinal, prefix.name);
             cx.trace.say(cx.now, || format!("member {me}: sets {name} {uuid} aside"));
@@ -101,6 +106,7 @@ impl Process {
             }
         }
         self.boots.remove(&uuid);
+        self.unlisted.remove(&uuid);
         cx.volume.current.remove(&uuid);
     }
 
@@ -114,6 +120,7 @@ impl Process {
             }
         }
         for (name, uuid) in created {
+            self.unlisted.remove(&uuid);
             self.prefixes.entry(uuid).or_insert_with(|| Prefix::new(name, uuid));
             if self.prefixes.get(&uuid).is_some_and(|p| p.copy.is_none()) {
                 self.create_copy(cx, uuid);

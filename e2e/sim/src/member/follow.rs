@@ -523,9 +523,6 @@ impl Process {
             self.store_floor(cx, uuid, None);
             self.moved.insert(uuid);
             self.report_due = true;
-            if uuid == self.catalogue() {
-                self.open_listed(cx);
-            }
         }
     }
 }

@@ -146,6 +146,8 @@ pub struct Process {
     /// Whom missing copies are taken from, if not from the upstream.
     source: Option<Endpoint>,
     boots: BTreeMap<PrefixUuid, boot::Boot>,
+    /// Prefixes here that the catalogue that was copied does not list (yet): this member is not complete.
+    unlisted: BTreeSet<PrefixUuid>,
     streams: BTreeMap<Conn, upstream::StreamOut>,
     snapshots: BTreeMap<u64, boot::Held>,
     acks: AckTable,
@@ -221,6 +223,7 @@ impl Process {
             follow: None,
             source: None,
             boots: BTreeMap::new(),
+            unlisted: BTreeSet::new(),
             streams: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             acks: AckTable::default(),

@@ -7,7 +7,7 @@ use parovoz_api::{MemberPhase, MemberRole, Mode};
 use parovoz_dataplane_core::acks::{Present, Retention};
 use parovoz_dataplane_core::follower::StreamState;
 use parovoz_dataplane_core::role::Standing;
-use parovoz_dataplane_core::types::{Mode as CoreMode, Position, Reign, ReignRef};
+use parovoz_dataplane_core::types::{DataUuid, Mode as CoreMode, Position, Reign, ReignRef};
 use parovoz_dataplane_core::vote::{Vote, vote};
 use parovoz_operator_core::observed::{
     FollowerReport, KnownReign, Position as Seen, PrefixReport, ReignRef as SeenRef, Report,
@@ -90,6 +90,7 @@ impl Process {
             upstream_data_uuid: upstream.and_then(|u| u.data_uuid).map(|u| u.to_string()).unwrap_or_default(),
             upstream_address: upstream.map(|u| u.replication.clone()).unwrap_or_default(),
             bootstrap_source: self.source.as_ref().and_then(|s| s.data_uuid).map(|s| s.to_string()).unwrap_or_default(),
+            primary_data_uuid: self.told_primary().map(|p| p.to_string()).unwrap_or_default(),
             upstream_connected: connected,
             disk_free_bytes: if cx.volume.full { 0 } else { 1 << 30 },
             disk_total_bytes: 2 << 30,
@@ -107,10 +108,17 @@ impl Process {
         }
     }
 
+    /// The primary of the promised reign, if an order named it.
+    fn told_primary(&self) -> Option<DataUuid> {
+        let leader = self.promised().map(|reign| reign.primary);
+        self.view.primary.as_ref().and_then(|p| p.data_uuid).filter(|told| Some(*told) == leader)
+    }
+
     fn is_complete(&self) -> bool {
         let catalogue = self.prefixes.get(&self.catalogue());
         let known = catalogue.is_some_and(|c| c.copy.is_some() && c.history.newest().is_some());
         known
+            && self.unlisted.is_empty()
             && self.prefixes.values().all(|p| {
                 p.copy.is_some() && !matches!(p.phase, Phase::Bootstrapping | Phase::Stopped) && !self.below_floor(p)
             })
