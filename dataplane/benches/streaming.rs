@@ -368,7 +368,7 @@ impl MemberHooks for Hooks {
     fn promise(&self, _: &Reign) -> Result<(), String> {
         Err("the reign does not change here".to_owned())
     }
-    fn raise_floor(&self, _: &Prefix, _: Position) -> Result<(), String> {
+    fn raise_floors(&self, _: &[(PrefixUuid, Position)]) -> Result<(), String> {
         Ok(())
     }
     fn floor(&self, _: PrefixUuid) -> Option<Position> {

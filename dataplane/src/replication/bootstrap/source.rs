@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use parovoz_dataplane_core::follower::check_upstream;
+use parovoz_dataplane_core::follower::{BootstrapCause, check_upstream};
 use parovoz_dataplane_core::types::{DataUuid, Position};
 use parovoz_proto::v1;
 use parovoz_proto::v1::replication_client::ReplicationClient;
@@ -211,15 +211,25 @@ impl Job {
         Ok(position_from(answer.latest.or(answer.held_after)))
     }
 
-    /// Stores that the new copy counts only from the higher of `at_least` and this member's own position on.
+    /// Stores that the new copy counts only from the higher of `at_least` and this member's own position on; where that may not
+    /// be known, from the upstream's too.
     pub(super) async fn raise_floor(&self, at_least: Position) -> Result<(), BootstrapError> {
         let own = self.prefix.position_at(self.prefix.applied());
-        let floor = own.max(self.prefix.upstream_latest()).max(at_least);
+        let upstream = if self.knows_its_end(own) { own } else { self.prefix.upstream_latest() };
+        let floor = own.max(upstream).max(at_least);
         if floor == Position::ZERO {
             return Ok(());
         }
         let (ctx, prefix) = (self.ctx().clone(), self.prefix.clone());
         blocking(move || ctx.member.raise_floors(&[(prefix.uuid, floor)]).map_err(BootstrapError::Member)).await
+    }
+
+    /// Whether a copy that is replaced under a seal says itself all that this member acknowledged. What the old primary had
+    /// beyond may be gone for good, and then nobody could ever be above such a floor.
+    fn knows_its_end(&self, own: Position) -> bool {
+        let whole = matches!(self.cause, BootstrapCause::Gap { .. } | BootstrapCause::Diverged { .. });
+        let above = self.ctx().member.floor(self.prefix.uuid).is_none_or(|floor| own >= floor);
+        self.pulls() && whole && above && self.prefix.copy().is_some()
     }
 
     async fn reach(&self, endpoint: &Endpoint) -> Result<Peer, BootstrapError> {

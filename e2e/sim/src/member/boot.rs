@@ -9,7 +9,7 @@ use parovoz_dataplane_core::member::Endpoint;
 use parovoz_dataplane_core::types::{Position, PrefixUuid};
 use parovoz_engine::{Engine, OpenSpec};
 
-use super::prefix::{Copy, Phase, read_history};
+use super::prefix::{Copy, Phase, Prefix, read_history};
 use super::{Cx, Out, Process, Timer};
 use crate::msg::{Hello, Msg, Node, Snapshot, Wanted};
 
@@ -151,13 +151,23 @@ impl Process {
         Some(source.unwrap_or(&follow.upstream).clone())
     }
 
-    /// The new copy counts only from the higher of this and of this member's own position on.
+    /// The new copy counts only from the higher of this and of this member's own position on; where that may not be known, from
+    /// the upstream's too.
     fn raise_floor(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid, at_least: Position) {
         let Some(prefix) = self.prefixes.get(&uuid) else { return };
-        let floor = prefix.at().max(prefix.upstream_latest).max(at_least);
+        let upstream = if self.knows_its_end(prefix) { prefix.at() } else { prefix.upstream_latest };
+        let floor = prefix.at().max(upstream).max(at_least);
         if floor > Position::ZERO && !parovoz_mutant::on("floor-not-stored") {
             self.store_floor(cx, uuid, Some(floor));
         }
+    }
+
+    /// Whether a copy that is replaced under a seal says itself all that this member acknowledged.
+    fn knows_its_end(&self, prefix: &Prefix) -> bool {
+        let pulls = self.follow.as_ref().is_some_and(|f| f.pull.is_some());
+        let cause = self.boots.get(&prefix.uuid).map(|boot| &boot.cause);
+        let whole = matches!(cause, Some(BootstrapCause::Gap { .. } | BootstrapCause::Diverged { .. }));
+        pulls && whole && prefix.copy.is_some() && !self.below_floor(prefix)
     }
 
     fn ask(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid, whom: Endpoint, what: Asked) {
