@@ -391,6 +391,15 @@ impl MemberRecord {
         Ok(Following::Start(Box::new(next)))
     }
 
+    /// Whom the last order to follow named as the primary.
+    #[must_use]
+    pub fn ordered_primary(&self) -> Option<&Endpoint> {
+        match self.orders.as_ref()? {
+            Orders::Follow { primary, .. } => Some(primary),
+            Orders::Lead => None,
+        }
+    }
+
     /// Decides a promise to a reign that was met at the upstream; `None` if it is the promised one.
     ///
     /// Whoever is sealed promises only the reign that it is sealed for: its vote for that one may have been counted, and

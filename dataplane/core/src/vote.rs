@@ -87,6 +87,14 @@ pub fn is_below_floor(at: Position, floor: Option<Position>) -> bool {
     floor.is_some_and(|floor| at < floor)
 }
 
+/// Whether a floor has done its work: a whole copy durably reached it, or ends exactly where the reign that the member is
+/// sealed for was decided to begin (`pulled`). Whatever was acknowledged before is at or below that place, or a person
+/// accepted its loss; what the member had beyond may be gone, and it could never be above that floor.
+#[must_use]
+pub fn floor_is_met(at: Position, floor: Position, pulled: Option<Position>) -> bool {
+    at >= floor || pulled == Some(at)
+}
+
 /// Whether a copy that ends at `at` may be acknowledged to the primary of `reign`.
 ///
 /// Below its floor it may not count for anything that a reign acknowledges. A position of an earlier epoch never does: it is
@@ -137,6 +145,13 @@ mod tests {
         assert!(may_acknowledge(AT, floor, Epoch(4)), "to join");
         assert!(!may_acknowledge(AT, floor, Epoch(3)), "would count for what epoch 3 acknowledges");
         assert!(may_acknowledge(Position::new(4, 1), floor, Epoch(4)));
+    }
+
+    #[test]
+    fn a_floor_is_met_there_or_exactly_where_the_next_reign_was_decided_to_begin() {
+        let floor = Position::new(3, 101);
+        assert!(floor_is_met(floor, floor, None) && floor_is_met(AT, floor, Some(AT)));
+        assert!(!floor_is_met(AT, floor, None) && !floor_is_met(AT, floor, Some(Position::new(3, 99))));
     }
 
     #[test]

@@ -48,8 +48,9 @@ impl MemberHooks for Hooks {
                         return Err(error.to_string());
                     }
                     let mut role = RoleView::clone(&self.store.role());
-                    // Another primary is somewhere else: its address comes with the orders, or from the upstream's beats.
-                    role.primary = role.primary.filter(|p| p.data_uuid == Some(reign.primary));
+                    // Another primary is somewhere else: its address comes with the orders, or from the upstream's beats. Orders
+                    // that named it are not carried out a second time.
+                    role.primary = record.ordered_primary().filter(|p| p.data_uuid == Some(reign.primary)).cloned();
                     self.store.set_role(RoleView { reign: record.promised, sealed: record.sealed, pull: None, ..role });
                     tracing::info!(epoch = %reign.epoch, reign_id = %reign.reign_id, "a newer reign was met and promised");
                 }

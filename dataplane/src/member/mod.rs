@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use parovoz_dataplane_core::member::{Endpoint, MemberRecord, OrderRefusal, PromoteOrder, SealOrder};
 use parovoz_dataplane_core::role::{Effect, Event, FREEZE_MS, Role};
 use parovoz_dataplane_core::types::PrefixUuid;
-use parovoz_dataplane_core::vote::Vote;
+use parovoz_dataplane_core::vote::{Vote, floor_is_met};
 use tokio::sync::mpsc;
 
 use self::following::Following;
@@ -283,14 +283,19 @@ impl Member {
     }
 
     /// Forgets floors that a whole copy has durably reached, so that the slots stay small. A prefix that is not known here
-    /// keeps its floor: it may just not be copied yet.
+    /// keeps its floor: it may just not be copied yet. While the catalogue is replaced all do: it may set aside what is here.
     pub fn forget_reached_floors(&self) {
         let prefixes = self.store.prefixes();
+        let role = self.store.role();
+        let pulled = |uuid| role.pull.as_ref().and_then(|upto| upto.get(&uuid).copied());
+        let catalogue = prefixes.by_uuid.get(&self.catalogue.uuid());
+        let replaced = || catalogue.is_none_or(|catalogue| catalogue.phase() == PrefixPhase::Bootstrapping);
         let reached = |uuid, floor| {
-            prefixes.by_uuid.get(&uuid).is_some_and(|prefix| {
-                let whole = prefix.copy().is_some() && prefix.phase() != PrefixPhase::Bootstrapping;
-                whole && prefix.position_at(prefix.durable()) >= floor
-            })
+            !replaced()
+                && prefixes.by_uuid.get(&uuid).is_some_and(|prefix| {
+                    let whole = prefix.copy().is_some() && prefix.phase() != PrefixPhase::Bootstrapping;
+                    whole && floor_is_met(prefix.position_at(prefix.durable()), floor, pulled(uuid))
+                })
         };
         if let Err(error) = self.state.keep_floors(|uuid, floor| !reached(uuid, floor)) {
             tracing::error!(%error, "reached floors not forgotten");

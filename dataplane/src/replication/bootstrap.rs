@@ -253,6 +253,9 @@ impl Job {
                 ended = self.keep(held) => return Err(ended),
             },
         };
+        if self.prefix.name.is_catalogue() {
+            self.keep_ends().await?;
+        }
         let Opened { peer, held, snapshot, .. } = opened;
         let held = held.unwrap_or_else(|| Held::new(peer.clone(), &snapshot));
         Ok(Fetched { peer, held, manifest, staging })
@@ -403,9 +406,6 @@ impl Job {
                 // From the switch on the next start would remove it.
                 ctx.dirs.mark(&prefix.name, prefix.uuid, *generation, why)?;
             }
-            if prefix.name.is_catalogue() && diverged.is_some() {
-                keep_ends(&ctx)?;
-            }
             let (generation, dir) = ctx.dirs.adopt(&prefix.name, prefix.uuid, &staging, offset, &provenance)?;
             let db = ctx.engine.open(&dir.join("db"), &OpenSpec { sequence_offset: offset, create: false })?;
             prefix.install(Copy { generation, dir, sequence_offset: offset, db }, history);
@@ -428,15 +428,6 @@ impl Job {
         })
         .await
     }
-}
-
-/// Floors for all that is here, at where it ends: what another catalogue does not list is set aside, and if the one that made
-/// it wins after all, it begins anew below what this member had acknowledged.
-fn keep_ends(ctx: &ReplicationCtx) -> Result<(), BootstrapError> {
-    let prefixes = ctx.store.prefixes();
-    let here = prefixes.by_uuid.values().filter(|prefix| !prefix.name.is_catalogue() && prefix.copy().is_some());
-    let ends: Vec<_> = here.map(|prefix| (prefix.uuid, prefix.position_at(prefix.applied()))).collect();
-    ctx.member.raise_floors(&ends).map_err(BootstrapError::Member)
 }
 
 /// Why the present copy is to be set aside once one with `history` has replaced it; `None` if everything in it is in that too,

@@ -286,7 +286,7 @@ pub struct StoreReignSpec {
     pub current: ReignRecord,
     /// The last reigns before it, newest first: twenty, and as many more as later decisions must ask for.
     #[serde(default)]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 256))]
     pub history: Vec<PastReign>,
     /// The receipt of the last unplanned change of primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]

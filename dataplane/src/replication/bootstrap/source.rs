@@ -9,7 +9,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use parovoz_dataplane_core::follower::{BootstrapCause, check_upstream};
-use parovoz_dataplane_core::types::{DataUuid, Position};
+use parovoz_dataplane_core::types::{DataUuid, Epoch, Position, Sequence};
 use parovoz_proto::v1;
 use parovoz_proto::v1::replication_client::ReplicationClient;
 use tonic::transport::Channel;
@@ -20,6 +20,10 @@ use super::super::staging::Manifest;
 use super::super::wire::{WireError, hello_from, hello_to, position_from};
 use super::{BootstrapError, Job};
 use crate::store::Endpoint;
+use crate::store::prefix::Prefix;
+
+/// Beyond every record of an epoch: where a copy ended that nobody can read.
+const SOMEWHERE: Sequence = Sequence(1 << 62);
 
 /// Failures of one bootstrap after which only the upstream is asked.
 const TRUST: u32 = 3;
@@ -215,7 +219,7 @@ impl Job {
     /// be known, from the upstream's too.
     pub(super) async fn raise_floor(&self, at_least: Position) -> Result<(), BootstrapError> {
         let own = self.prefix.position_at(self.prefix.applied());
-        let upstream = if self.knows_its_end(own) { own } else { self.prefix.upstream_latest() };
+        let upstream = if self.knows_its_end() { own } else { self.prefix.upstream_latest() };
         let floor = own.max(upstream).max(at_least);
         if floor == Position::ZERO {
             return Ok(());
@@ -224,12 +228,31 @@ impl Job {
         blocking(move || ctx.member.raise_floors(&[(prefix.uuid, floor)]).map_err(BootstrapError::Member)).await
     }
 
-    /// Whether a copy that is replaced under a seal says itself all that this member acknowledged. What the old primary had
-    /// beyond may be gone for good, and then nobody could ever be above such a floor.
-    fn knows_its_end(&self, own: Position) -> bool {
+    /// Floors for all that is here, at where it ends: what another catalogue does not list may be set aside, and if the one that
+    /// made it wins after all, it begins anew below what this member had acknowledged. Not later than this: whoever stops the
+    /// follower may hold what a floor needs, and replacing a copy is not given up.
+    pub(super) async fn keep_ends(&self) -> Result<(), BootstrapError> {
+        let ctx = self.ctx().clone();
+        let epoch = ctx.store.role().reign.as_ref().map_or(Epoch(0), |reign| reign.epoch);
+        let end = move |prefix: &Prefix| match prefix.copy() {
+            Some(_) => Some(prefix.position_at(prefix.applied())),
+            None if prefix.lost_its_end() || prefix.lacks_room() => Some(Position { epoch, sequence: SOMEWHERE }),
+            None => None,
+        };
+        blocking(move || {
+            let prefixes = ctx.store.prefixes();
+            let here = prefixes.by_uuid.values().filter(|prefix| !prefix.name.is_catalogue());
+            let ends: Vec<_> = here.filter_map(|prefix| Some((prefix.uuid, end(prefix)?))).collect();
+            ctx.member.raise_floors(&ends).map_err(BootstrapError::Member)
+        })
+        .await
+    }
+
+    /// Whether a copy that is replaced under a seal says, with the floor that it has, all that this member acknowledged. What the
+    /// old primary had beyond may be gone for good, and then nobody could ever be above such a floor.
+    fn knows_its_end(&self) -> bool {
         let whole = matches!(self.cause, BootstrapCause::Gap { .. } | BootstrapCause::Diverged { .. });
-        let above = self.ctx().member.floor(self.prefix.uuid).is_none_or(|floor| own >= floor);
-        self.pulls() && whole && above && self.prefix.copy().is_some()
+        self.pulls() && whole && self.prefix.copy().is_some()
     }
 
     async fn reach(&self, endpoint: &Endpoint) -> Result<Peer, BootstrapError> {

@@ -140,6 +140,35 @@ async fn what_is_pulled_under_a_seal_comes_from_the_named_member_alone_and_waits
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_copy_that_is_replaced_under_a_seal_has_its_own_end_as_floor() {
+    let (a, b, mut c) = three().await;
+    c.follow(&reign(1), a.endpoint(), &a.endpoint());
+    c.equals(&a, "data").await;
+    c.stop_following().await;
+    let here = c.prefix("data");
+    let own = here.position_at(here.applied());
+    write_many(&a.prefix("data"), 100, 1_000);
+    prune(&a.prefix("data")).await;
+    // The old primary told of records that nobody will ever have.
+    here.set_upstream_latest(Position::new(1, 1 << 40));
+    let decided = a.prefix("data").position_at(a.prefix("data").applied());
+    c.store.set_role(RoleView {
+        reign: Some(reign(1)),
+        upstream: Some(a.endpoint()),
+        pull: Some(Arc::new([(uuid_of("data"), decided)].into())),
+        ..RoleView::default()
+    });
+    c.follower = Some(Follower::start(c.ctx.clone(), &tokio::runtime::Handle::current()).unwrap());
+    c.equals(&a, "data").await;
+    assert!(c.ctx.stats.bootstraps_completed.get() >= 2, "it was copied anew");
+    assert!(own < decided);
+    assert_eq!(c.hooks.floor(here.uuid), Some(decided), "not what the old primary told of");
+    for node in [c, b, a] {
+        node.shut().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_raised_limit_is_obeyed_by_a_copy_under_way() {
     let (a, b, _) = three().await;
     // One chunk of this copy alone pauses it for longer than the test waits.

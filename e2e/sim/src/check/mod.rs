@@ -117,6 +117,11 @@ impl Checker {
         *said = (*said).max(durable);
     }
 
+    /// A member forgot a floor that it is below: its copy ends where a reign was decided to begin.
+    pub fn settled(&mut self, me: DataUuid, prefix: PrefixUuid, at: Position) {
+        self.said.insert((me, prefix), at);
+    }
+
     /// A member said what it votes. No vote is below what the same volume ever acknowledged.
     pub fn voted(&mut self, now: u64, who: Node, me: DataUuid, votes: &Votes) {
         if !self.syncs || self.violation.is_some() {

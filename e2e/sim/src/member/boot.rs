@@ -167,7 +167,7 @@ impl Process {
         let pulls = self.follow.as_ref().is_some_and(|f| f.pull.is_some());
         let cause = self.boots.get(&prefix.uuid).map(|boot| &boot.cause);
         let whole = matches!(cause, Some(BootstrapCause::Gap { .. } | BootstrapCause::Diverged { .. }));
-        pulls && whole && prefix.copy.is_some() && !self.below_floor(prefix)
+        pulls && whole && prefix.copy.is_some()
     }
 
     fn ask(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid, whom: Endpoint, what: Asked) {

@@ -10,6 +10,7 @@ use parovoz_dataplane_core::history::EpochRecord;
 use parovoz_dataplane_core::member::Endpoint;
 use parovoz_dataplane_core::role::Event as RoleEvent;
 use parovoz_dataplane_core::types::{DataUuid, Position, PrefixUuid, ReignRef, Sequence};
+use parovoz_dataplane_core::vote::{floor_is_met, is_below_floor};
 
 use super::prefix::{Entry, Phase};
 use super::{Cx, Out, Process, SILENCE_MS, Timer};
@@ -507,6 +508,7 @@ impl Process {
         if !self.effects.is_empty() {
             return;
         }
+        let pulled = |uuid: &PrefixUuid| self.follow.as_ref()?.pull.as_ref()?.get(uuid).copied();
         let reached: Vec<PrefixUuid> = self
             .stored
             .floors
@@ -514,12 +516,18 @@ impl Process {
             .filter(|(uuid, floor)| {
                 self.prefixes.get(uuid).is_some_and(|p| {
                     let whole = p.copy.is_some() && p.phase != Phase::Bootstrapping && !self.boots.contains_key(uuid);
-                    whole && p.position_at(p.durable) >= **floor
+                    whole && floor_is_met(p.position_at(p.durable), **floor, pulled(uuid))
                 })
             })
             .map(|(uuid, _)| *uuid)
             .collect();
         for uuid in reached {
+            let floor = self.stored.floors.get(&uuid).copied();
+            let at = self.prefixes.get(&uuid).map(|p| p.position_at(p.durable));
+            if let Some(at) = at.filter(|at| is_below_floor(*at, floor)) {
+                cx.cov.hit("floor met by a pull");
+                cx.check.settled(self.me, uuid, at);
+            }
             self.store_floor(cx, uuid, None);
             self.moved.insert(uuid);
             self.report_due = true;

@@ -8,6 +8,7 @@ use super::{Context, Delete, DeleteKind, EventReason, Plan, Step, first, record}
 use crate::build::{self, Object};
 use crate::names::{self, MAX_MEMBERS};
 use crate::observed::{ClaimFacts, Contact, Observed, PodFacts, Report};
+use crate::quorum::OldReign;
 use crate::settings::pod_hash;
 
 /// Ordinals of the members that the store should have. The primary is always among them: scaling down takes the highest
@@ -77,12 +78,14 @@ fn votes_lack(context: &Context<'_>, plan: &Plan) -> bool {
         matches!(reason, WaitingReason::FenceOpen | WaitingReason::VotesMissing | WaitingReason::SealQuorumOutOfReach)
     };
     let late = record::elapsed(&reign.spec.current.begun_at, context.observed.now) > record::SEALING_DEADLINE;
-    if !late || !plan.waiting.iter().any(|waiting| lacking(waiting.reason)) {
+    let serves = reign.spec.current.phase == ReignPhase::Serving;
+    if serves || !late || !plan.waiting.iter().any(|waiting| lacking(waiting.reason)) {
         return false;
     }
     let answering = record::answering(context);
-    let missed = |past: &record::Past| past.reign.members.iter().any(|member| !answering.contains_key(member.as_str()));
-    record::may_have_served(&reign.spec, false).iter().any(missed)
+    let missed = |old: &OldReign| old.members.iter().any(|member| !answering.contains_key(member.as_str()));
+    record::may_have_served(&reign.spec, false).iter().any(|past| missed(&past.reign))
+        || record::earlier_quorum(&reign.spec, false).iter().any(missed)
 }
 
 /// Bring the claim and the pod of one member about, one after the other: a pod is made for a claim that is known.

@@ -175,7 +175,8 @@ fn raise_lease(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord, ca
 /// Ask everybody to seal who belongs to an old reign or to the new one and has not.
 pub(crate) fn seal_all(context: &Context<'_>, plan: &mut Plan, current: &ReignRecord, case: &Case) {
     let mut involved: BTreeSet<&str> = current.members.iter().map(|member| member.data_uuid.as_str()).collect();
-    involved.extend(case.olds.iter().flat_map(|past| past.reign.members.iter().map(String::as_str)));
+    let earlier = case.olds.iter().map(|past| &past.reign).chain(&case.earlier);
+    involved.extend(earlier.flat_map(|reign| reign.members.iter().map(String::as_str)));
     // What a stalled primary has and nobody else does would only hold the others up, unless nothing else helps.
     let late = elapsed(&current.begun_at, context.observed.now) > SEALING_DEADLINE;
     if current.cause == ReignCause::PrimaryStalled

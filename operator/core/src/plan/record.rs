@@ -18,7 +18,7 @@ use crate::quorum::OldReign;
 /// How many past reigns the record keeps though nobody has to ask for them any more.
 const HISTORY: usize = 20;
 /// How many it keeps at most.
-const LONGEST_HISTORY: usize = 64;
+const LONGEST_HISTORY: usize = 256;
 /// How long members are asked before the old primary is taken back if it answers.
 pub(crate) const SEALING_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a new primary may take before it is worth a look.
