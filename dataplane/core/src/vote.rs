@@ -88,8 +88,8 @@ pub fn is_below_floor(at: Position, floor: Option<Position>) -> bool {
 }
 
 /// Whether a floor has done its work: a whole copy durably reached it, or ends exactly where the reign that the member is
-/// sealed for was decided to begin (`pulled`). Whatever was acknowledged before is at or below that place, or a person
-/// accepted its loss; what the member had beyond may be gone, and it could never be above that floor.
+/// sealed for was decided to begin (`pulled`, only after a reign that waited for replicas). Whatever was acknowledged before is
+/// at or below that place; what the member had beyond may be gone, and it could never be above that floor.
 #[must_use]
 pub fn floor_is_met(at: Position, floor: Position, pulled: Option<Position>) -> bool {
     at >= floor || pulled == Some(at)

@@ -287,7 +287,9 @@ impl Member {
     pub fn forget_reached_floors(&self) {
         let prefixes = self.store.prefixes();
         let role = self.store.role();
-        let pulled = |uuid| role.pull.as_ref().and_then(|upto| upto.get(&uuid).copied());
+        // Where no replica was waited for, nothing proves that what was decided is all.
+        let proven = role.pull.as_ref().filter(|_| role.reign.as_ref().is_some_and(|reign| reign.required() > 0));
+        let pulled = |uuid| proven.and_then(|upto| upto.get(&uuid).copied());
         let catalogue = prefixes.by_uuid.get(&self.catalogue.uuid());
         let replaced = || catalogue.is_none_or(|catalogue| catalogue.phase() == PrefixPhase::Bootstrapping);
         let reached = |uuid, floor| {

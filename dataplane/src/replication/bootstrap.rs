@@ -253,8 +253,8 @@ impl Job {
                 ended = self.keep(held) => return Err(ended),
             },
         };
-        if self.prefix.name.is_catalogue() {
-            self.keep_ends().await?;
+        if let (true, BootstrapCause::Diverged { fork, .. }) = (self.prefix.name.is_catalogue(), self.cause) {
+            self.keep_ends(fork).await?;
         }
         let Opened { peer, held, snapshot, .. } = opened;
         let held = held.unwrap_or_else(|| Held::new(peer.clone(), &snapshot));

@@ -418,7 +418,15 @@ impl World {
             let node = name.rsplit('-').next().and_then(|n| n.parse::<Node>().ok());
             node.and_then(|n| self.process(n)).is_some_and(|p| !p.prefixes.is_empty())
         };
-        let member = listed.iter().map(|m| m.name.clone()).find(|name| up(name));
+        // Somebody whose copies are known to be whole, as a person would choose.
+        let whole = |name: &str| {
+            let node = name.rsplit('-').next().and_then(|n| n.parse::<Node>().ok());
+            let process = node.and_then(|n| self.process(n));
+            process.is_some_and(|p| p.prefixes.values().all(|prefix| p.has_known_vote(prefix)))
+        };
+        let mut names: Vec<String> = listed.iter().map(|m| m.name.clone()).filter(|name| up(name)).collect();
+        names.sort_by_key(|name| !whole(name));
+        let member = names.into_iter().next();
         member.is_some_and(|member| self.operate(OperationType::Promote, Some(member)))
     }
 

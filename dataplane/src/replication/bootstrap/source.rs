@@ -9,7 +9,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use parovoz_dataplane_core::follower::{BootstrapCause, check_upstream};
-use parovoz_dataplane_core::types::{DataUuid, Epoch, Position, Sequence};
+use parovoz_dataplane_core::types::{DataUuid, Position};
 use parovoz_proto::v1;
 use parovoz_proto::v1::replication_client::ReplicationClient;
 use tonic::transport::Channel;
@@ -22,8 +22,8 @@ use super::{BootstrapError, Job};
 use crate::store::Endpoint;
 use crate::store::prefix::Prefix;
 
-/// Beyond every record of an epoch: where a copy ended that nobody can read.
-const SOMEWHERE: Sequence = Sequence(1 << 62);
+/// Floors that are noted at most for what a diverged catalogue may have made, the newest first: a slot has room for some thousands.
+const ENDS_KEPT: usize = 1_024;
 
 /// Failures of one bootstrap after which only the upstream is asked.
 const TRUST: u32 = 3;
@@ -228,21 +228,19 @@ impl Job {
         blocking(move || ctx.member.raise_floors(&[(prefix.uuid, floor)]).map_err(BootstrapError::Member)).await
     }
 
-    /// Floors for all that is here, at where it ends: what another catalogue does not list may be set aside, and if the one that
-    /// made it wins after all, it begins anew below what this member had acknowledged. Not later than this: whoever stops the
-    /// follower may hold what a floor needs, and replacing a copy is not given up.
-    pub(super) async fn keep_ends(&self) -> Result<(), BootstrapError> {
+    /// Floors for what a diverged catalogue may have made after the `fork`, at where it ends: what the new one does not list is set
+    /// aside, and if the one that made it wins after all, it begins anew below what this member had acknowledged. Not later
+    /// than this: whoever stops the follower may hold what a floor needs, and replacing a copy is not given up.
+    pub(super) async fn keep_ends(&self, fork: Position) -> Result<(), BootstrapError> {
         let ctx = self.ctx().clone();
-        let epoch = ctx.store.role().reign.as_ref().map_or(Epoch(0), |reign| reign.epoch);
-        let end = move |prefix: &Prefix| match prefix.copy() {
-            Some(_) => Some(prefix.position_at(prefix.applied())),
-            None if prefix.lost_its_end() || prefix.lacks_room() => Some(Position { epoch, sequence: SOMEWHERE }),
-            None => None,
-        };
         blocking(move || {
+            let made = |prefix: &Prefix| prefix.history().records().first().map(|first| first.epoch);
             let prefixes = ctx.store.prefixes();
-            let here = prefixes.by_uuid.values().filter(|prefix| !prefix.name.is_catalogue());
-            let ends: Vec<_> = here.filter_map(|prefix| Some((prefix.uuid, end(prefix)?))).collect();
+            let here = prefixes.by_uuid.values().filter(|p| !p.name.is_catalogue() && p.copy().is_some());
+            let mut here: Vec<_> = here.filter(|prefix| made(prefix) >= Some(fork.epoch)).collect();
+            here.sort_by_key(|prefix| std::cmp::Reverse(made(prefix)));
+            here.truncate(ENDS_KEPT);
+            let ends: Vec<_> = here.into_iter().map(|p| (p.uuid, p.position_at(p.applied()))).collect();
             ctx.member.raise_floors(&ends).map_err(BootstrapError::Member)
         })
         .await

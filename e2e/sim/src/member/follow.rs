@@ -508,7 +508,9 @@ impl Process {
         if !self.effects.is_empty() {
             return;
         }
-        let pulled = |uuid: &PrefixUuid| self.follow.as_ref()?.pull.as_ref()?.get(uuid).copied();
+        let proven = self.promised().is_some_and(|reign| reign.required() > 0);
+        let pull = self.follow.as_ref().and_then(|f| f.pull.as_ref()).filter(|_| proven);
+        let pulled = |uuid: &PrefixUuid| pull?.get(uuid).copied();
         let reached: Vec<PrefixUuid> = self
             .stored
             .floors

@@ -47,11 +47,12 @@ pub(super) fn listed(observed: &Observed) -> (BTreeSet<u32>, Option<u32>) {
 
 pub(super) fn plan(context: &Context<'_>, plan: &mut Plan) {
     let mut stale = Vec::new();
-    for ordinal in kept(context, plan) {
-        one(context, ordinal, plan, &mut stale);
+    let kept = kept(context, plan);
+    for ordinal in &kept {
+        one(context, *ordinal, plan, &mut stale);
     }
     restarts(context, &stale, plan);
-    leftovers(context, plan);
+    leftovers(context, plan, &kept);
 }
 
 /// The members whose pods are kept up: those wanted and, while nobody leads, all that the reign lists, because each may
@@ -230,14 +231,14 @@ fn restarts(context: &Context<'_>, stale: &[u32], plan: &mut Plan) {
 }
 
 /// Pods and claims that are not wanted any more and that the reign on record does not list.
-fn leftovers(context: &Context<'_>, plan: &mut Plan) {
+fn leftovers(context: &Context<'_>, plan: &mut Plan, kept: &BTreeSet<u32>) {
     let observed = context.observed;
     let (members, primary) = listed(observed);
     let leads = |ordinal| observed.answer(ordinal).is_some_and(|report| report.role == MemberRole::Primary);
     // While nobody leads, a learner that no reign lists yet may be all that is left.
     let serving = observed.own_reign().is_some_and(|reign| reign.spec.current.phase == ReignPhase::Serving)
         && primary.is_some_and(leads);
-    let unwanted = |ordinal: u32| !context.target.contains(&ordinal) && !members.contains(&ordinal);
+    let unwanted = |ordinal: u32| !kept.contains(&ordinal) && !members.contains(&ordinal);
     if plan.step.is_some() || plan.reign_write.is_some() || !plan.asked.is_empty() {
         return;
     }

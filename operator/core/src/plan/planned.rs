@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use parovoz_api::{
     MemberPhase, Mode, OnQuorumLoss, ReignCause, ReignMember, ReignPhase, ReignRecord, StoreReignSpec, WaitingReason,
 };
@@ -107,8 +106,7 @@ fn start(
         min_sync_replicas: wanted.min_sync_replicas,
         lease_duration_ms: wanted.lease_duration_ms,
         summary: wanted.note,
-        // Where the reign before did not come to serve, the outage began with that.
-        suspected_at: (spec.current.phase == ReignPhase::Promoting).then(|| outage_since(&spec.current)),
+        suspected_at: None,
         operation: wanted.operation,
         accept_loss: false,
         attested: false,
@@ -117,10 +115,6 @@ fn start(
     let case = Case::unasked(spec);
     seal_one(context, plan, &record, &case, old);
     Some(record)
-}
-
-fn outage_since(attempt: &ReignRecord) -> MicroTime {
-    attempt.suspected_at.clone().unwrap_or_else(|| attempt.begun_at.clone())
 }
 
 /// Other members, another mode, W or lease than the present reign has.
