@@ -154,6 +154,12 @@ impl EpochHistory {
         self.records.last()
     }
 
+    /// Whether a copy that ends at `last` has records that this history left: a copy that is merely behind is of no newer epoch.
+    #[must_use]
+    pub fn has_left(&self, last: Position) -> bool {
+        last.sequence.0 > 0 && self.epoch_at(last.sequence) > last.epoch
+    }
+
     /// Epoch of the record at `sequence`; 0 before the first epoch.
     #[must_use]
     pub fn epoch_at(&self, sequence: Sequence) -> Epoch {

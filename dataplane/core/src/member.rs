@@ -391,6 +391,12 @@ impl MemberRecord {
         Ok(Following::Start(Box::new(next)))
     }
 
+    /// Raises the floor of a prefix; it never sinks.
+    pub fn raise_floor(&mut self, prefix: PrefixUuid, floor: Position) {
+        let now = self.floors.entry(prefix).or_insert(floor);
+        *now = floor.max(*now);
+    }
+
     /// Whom the last order to follow named as the primary.
     #[must_use]
     pub fn ordered_primary(&self) -> Option<&Endpoint> {

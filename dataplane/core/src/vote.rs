@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::types::{Epoch, Position, PrefixUuid};
+use crate::types::{Epoch, Position, PrefixUuid, Reign};
 
 /// The vote of one copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,11 +88,13 @@ pub fn is_below_floor(at: Position, floor: Option<Position>) -> bool {
 }
 
 /// Whether a floor has done its work: a whole copy durably reached it, or ends exactly where the reign that the member is
-/// sealed for was decided to begin (`pulled`, only after a reign that waited for replicas). Whatever was acknowledged before is
-/// at or below that place; what the member had beyond may be gone, and it could never be above that floor.
+/// sealed for was decided to begin (`pulled`). Whatever was acknowledged before is at or below that place; what the member had
+/// beyond may be gone, and it could never be above that floor. Where the `promised` reign waits for no replica, nothing
+/// proves that what was decided is all.
 #[must_use]
-pub fn floor_is_met(at: Position, floor: Position, pulled: Option<Position>) -> bool {
-    at >= floor || pulled == Some(at)
+pub fn floor_is_met(at: Position, floor: Position, pulled: Option<Position>, promised: Option<&Reign>) -> bool {
+    let proven = promised.is_some_and(|reign| reign.required() > 0);
+    at >= floor || (proven && pulled == Some(at))
 }
 
 /// Whether a copy that ends at `at` may be acknowledged to the primary of `reign`.
@@ -108,9 +110,25 @@ pub fn may_acknowledge(at: Position, floor: Option<Position>, reign: Epoch) -> b
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+    use crate::types::{DataUuid, Mode, ReignId};
 
     const AT: Position = Position::new(3, 100);
+
+    fn reign(w: u32) -> Reign {
+        let member = |n| DataUuid(Uuid::from_u128(n));
+        Reign {
+            epoch: Epoch(3),
+            reign_id: ReignId(Uuid::from_u128(1)),
+            primary: member(1),
+            members: vec![member(1), member(2)],
+            mode: if w > 0 { Mode::Quorum } else { Mode::Async },
+            min_sync_replicas: w,
+            lease_duration_ms: 5_000,
+        }
+    }
 
     fn of(state: CopyState, floor: Option<Position>) -> Vote {
         vote(CopyFacts { state, floor })
@@ -150,8 +168,12 @@ mod tests {
     #[test]
     fn a_floor_is_met_there_or_exactly_where_the_next_reign_was_decided_to_begin() {
         let floor = Position::new(3, 101);
-        assert!(floor_is_met(floor, floor, None) && floor_is_met(AT, floor, Some(AT)));
-        assert!(!floor_is_met(AT, floor, None) && !floor_is_met(AT, floor, Some(Position::new(3, 99))));
+        let waits = reign(1);
+        let met = |at, pulled| floor_is_met(at, floor, pulled, Some(&waits));
+        assert!(met(floor, None) && met(AT, Some(AT)));
+        assert!(!met(AT, None) && !met(AT, Some(Position::new(3, 99))));
+        // Nobody proved that no more was acknowledged.
+        assert!(!floor_is_met(AT, floor, Some(AT), Some(&reign(0))) && !floor_is_met(AT, floor, Some(AT), None));
     }
 
     #[test]

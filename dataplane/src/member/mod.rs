@@ -287,16 +287,15 @@ impl Member {
     pub fn forget_reached_floors(&self) {
         let prefixes = self.store.prefixes();
         let role = self.store.role();
-        // Where no replica was waited for, nothing proves that what was decided is all.
-        let proven = role.pull.as_ref().filter(|_| role.reign.as_ref().is_some_and(|reign| reign.required() > 0));
-        let pulled = |uuid| proven.and_then(|upto| upto.get(&uuid).copied());
+        let pulled = |uuid| role.pull.as_ref().and_then(|upto| upto.get(&uuid).copied());
         let catalogue = prefixes.by_uuid.get(&self.catalogue.uuid());
-        let replaced = || catalogue.is_none_or(|catalogue| catalogue.phase() == PrefixPhase::Bootstrapping);
+        let listed = || catalogue.is_some_and(|catalogue| catalogue.phase() != PrefixPhase::Bootstrapping);
         let reached = |uuid, floor| {
-            !replaced()
+            listed()
                 && prefixes.by_uuid.get(&uuid).is_some_and(|prefix| {
                     let whole = prefix.copy().is_some() && prefix.phase() != PrefixPhase::Bootstrapping;
-                    whole && floor_is_met(prefix.position_at(prefix.durable()), floor, pulled(uuid))
+                    whole
+                        && floor_is_met(prefix.position_at(prefix.durable()), floor, pulled(uuid), role.reign.as_ref())
                 })
         };
         if let Err(error) = self.state.keep_floors(|uuid, floor| !reached(uuid, floor)) {

@@ -15,8 +15,8 @@ use crate::disk::detached::ExportedTail;
 use crate::disk::layout::Layout;
 use crate::replication::wire::{position_to, reign_ref_to, reign_to};
 use crate::shard::ShardsHandle;
-use crate::store::Store;
 use crate::store::prefix::{Prefix, PrefixPhase};
+use crate::store::{Endpoint, Store};
 
 /// An fsync that takes longer than this is told of, in milliseconds.
 const STALLED_MS: u64 = 200;
@@ -49,6 +49,11 @@ const MAX_TAILS: usize = 256;
 /// Everything that is wrong, for people.
 fn reason(disk: Option<String>, storage: Option<String>, incomplete: Option<String>) -> String {
     [disk, storage, incomplete].into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+/// Who is named; empty if nobody is.
+fn identity(endpoint: Option<&Endpoint>) -> String {
+    endpoint.and_then(|endpoint| endpoint.data_uuid).map(|uuid| uuid.to_string()).unwrap_or_default()
 }
 
 fn tail_to(tail: &ExportedTail) -> v1::ExportedTail {
@@ -155,19 +160,9 @@ impl Reporter {
             started_epoch: record.started.0,
             prefixes,
             followers: if role.is_primary { self.replication.followers() } else { Vec::new() },
-            upstream_data_uuid: role
-                .upstream
-                .as_ref()
-                .and_then(|u| u.data_uuid)
-                .map(|u| u.to_string())
-                .unwrap_or_default(),
+            upstream_data_uuid: identity(role.upstream.as_ref()),
             upstream_address: role.upstream.as_ref().map(|u| u.replication.clone()).unwrap_or_default(),
-            primary_data_uuid: role
-                .primary
-                .as_ref()
-                .and_then(|p| p.data_uuid)
-                .map(|p| p.to_string())
-                .unwrap_or_default(),
+            primary_data_uuid: identity(role.primary.as_ref()),
             upstream_connected: upstream.connected,
             disk_free_bytes: free,
             disk_total_bytes: total,
@@ -185,13 +180,8 @@ impl Reporter {
             frozen_ms: now_is.frozen_ms,
             uptime_ms: now_is.uptime_ms,
             exported_tails: self.layout.exported_tails().iter().take(MAX_TAILS).map(tail_to).collect(),
-            bootstrap_source_data_uuid: self.bootstrap_source(),
+            bootstrap_source_data_uuid: identity(self.store.bootstrap_source().as_deref()),
         }
-    }
-
-    fn bootstrap_source(&self) -> String {
-        let source = self.store.bootstrap_source();
-        source.and_then(|s| s.data_uuid).map(|uuid| uuid.to_string()).unwrap_or_default()
     }
 
     fn phase(&self, prefixes: &[v1::PrefixReport], connected: bool, complete: bool) -> v1::MemberPhase {

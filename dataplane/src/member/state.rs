@@ -94,8 +94,7 @@ impl MemberState {
     pub fn raise_floors(&self, floors: &[(PrefixUuid, Position)]) -> Result<(), SlotError> {
         self.change().amend(|record| {
             for (prefix, floor) in floors {
-                let now = record.floors.entry(*prefix).or_insert(*floor);
-                *now = (*now).max(*floor);
+                record.raise_floor(*prefix, *floor);
             }
         })
     }

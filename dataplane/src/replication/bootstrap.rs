@@ -431,14 +431,14 @@ impl Job {
 }
 
 /// Why the present copy is to be set aside once one with `history` has replaced it; `None` if everything in it is in that too,
-/// or will be: a copy that is merely behind is of no newer epoch.
+/// or will be.
 fn divergence(cause: &BootstrapCause, prefix: &Prefix, history: &EpochHistory) -> Option<String> {
     let last = prefix.position_at(prefix.copy()?.db.latest());
     if matches!(cause, BootstrapCause::Diverged { .. }) {
         return Some(reason_of(cause));
     }
-    let epoch = history.epoch_at(last.sequence);
-    (last.sequence.0 > 0 && epoch > last.epoch).then(|| {
+    history.has_left(last).then(|| {
+        let epoch = history.epoch_at(last.sequence);
         format!("diverged: its last record is {last}, and {}/{epoch} in the copy that replaced it", last.sequence)
     })
 }

@@ -414,19 +414,11 @@ impl World {
             return false;
         }
         let listed = self.api.reign.as_ref().map(|r| r.spec.current.members.clone()).unwrap_or_default();
-        let up = |name: &str| {
-            let node = name.rsplit('-').next().and_then(|n| n.parse::<Node>().ok());
-            node.and_then(|n| self.process(n)).is_some_and(|p| !p.prefixes.is_empty())
-        };
+        let process = |name: &str| self.process(name.rsplit('-').next()?.parse().ok()?);
+        let up = listed.into_iter().filter(|m| process(&m.name).is_some_and(|p| !p.prefixes.is_empty()));
         // Somebody whose copies are known to be whole, as a person would choose.
-        let whole = |name: &str| {
-            let node = name.rsplit('-').next().and_then(|n| n.parse::<Node>().ok());
-            let process = node.and_then(|n| self.process(n));
-            process.is_some_and(|p| p.prefixes.values().all(|prefix| p.has_known_vote(prefix)))
-        };
-        let mut names: Vec<String> = listed.iter().map(|m| m.name.clone()).filter(|name| up(name)).collect();
-        names.sort_by_key(|name| !whole(name));
-        let member = names.into_iter().next();
+        let whole = |name: &str| process(name).is_some_and(|p| p.prefixes.values().all(|copy| p.has_known_vote(copy)));
+        let member = up.min_by_key(|m| !whole(&m.name)).map(|m| m.name);
         member.is_some_and(|member| self.operate(OperationType::Promote, Some(member)))
     }
 

@@ -99,6 +99,17 @@ pub enum BootstrapCause {
     },
 }
 
+impl BootstrapCause {
+    /// Whether the copy that is to be replaced is whole, so that it and its floor say all that the member acknowledged.
+    #[must_use]
+    pub fn replaces_a_whole_copy(&self) -> bool {
+        match self {
+            Self::Gap { .. } | Self::Diverged { .. } => true,
+            Self::Missing | Self::Corrupt { .. } => false,
+        }
+    }
+}
+
 /// Why a whole batch was not taken; counted by kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Miss {

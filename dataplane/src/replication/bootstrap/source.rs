@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use parovoz_dataplane_core::follower::{BootstrapCause, check_upstream};
+use parovoz_dataplane_core::follower::check_upstream;
 use parovoz_dataplane_core::types::{DataUuid, Position};
 use parovoz_proto::v1;
 use parovoz_proto::v1::replication_client::ReplicationClient;
@@ -22,7 +22,8 @@ use super::{BootstrapError, Job};
 use crate::store::Endpoint;
 use crate::store::prefix::Prefix;
 
-/// Floors that are noted at most for what a diverged catalogue may have made, the newest first: a slot has room for some thousands.
+/// Floors that are noted at most for what a diverged catalogue may have made, the newest first: a slot has room for some
+/// thousands.
 const ENDS_KEPT: usize = 1_024;
 
 /// Failures of one bootstrap after which only the upstream is asked.
@@ -249,8 +250,7 @@ impl Job {
     /// Whether a copy that is replaced under a seal says, with the floor that it has, all that this member acknowledged. What the
     /// old primary had beyond may be gone for good, and then nobody could ever be above such a floor.
     fn knows_its_end(&self) -> bool {
-        let whole = matches!(self.cause, BootstrapCause::Gap { .. } | BootstrapCause::Diverged { .. });
-        self.pulls() && whole && self.prefix.copy().is_some()
+        self.pulls() && self.cause.replaces_a_whole_copy() && self.prefix.copy().is_some()
     }
 
     async fn reach(&self, endpoint: &Endpoint) -> Result<Peer, BootstrapError> {

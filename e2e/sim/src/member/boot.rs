@@ -166,8 +166,7 @@ impl Process {
     fn knows_its_end(&self, prefix: &Prefix) -> bool {
         let pulls = self.follow.as_ref().is_some_and(|f| f.pull.is_some());
         let cause = self.boots.get(&prefix.uuid).map(|boot| &boot.cause);
-        let whole = matches!(cause, Some(BootstrapCause::Gap { .. } | BootstrapCause::Diverged { .. }));
-        pulls && whole && prefix.copy.is_some()
+        pulls && cause.is_some_and(BootstrapCause::replaces_a_whole_copy) && prefix.copy.is_some()
     }
 
     fn ask(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid, whom: Endpoint, what: Asked) {
@@ -352,9 +351,7 @@ impl Process {
         let State::Confirming { copy, history, .. } = boot.state else { return };
         let Some(prefix) = self.prefixes.get_mut(&uuid) else { return discard(cx, copy) };
         cx.volume.current.insert(uuid, (prefix.name.clone(), copy.generation));
-        let last = prefix.position_at(prefix.applied);
-        let replaces = last.sequence.0 > 0 && history.epoch_at(last.sequence) > last.epoch;
-        let diverged = matches!(boot.cause, BootstrapCause::Diverged { .. }) || replaces;
+        let diverged = matches!(boot.cause, BootstrapCause::Diverged { .. }) || history.has_left(prefix.at());
         let old = prefix.install(copy, history);
         prefix.phase = Phase::Open;
         let (me, at) = (self.ordinal, prefix.at());

@@ -508,9 +508,7 @@ impl Process {
         if !self.effects.is_empty() {
             return;
         }
-        let proven = self.promised().is_some_and(|reign| reign.required() > 0);
-        let pull = self.follow.as_ref().and_then(|f| f.pull.as_ref()).filter(|_| proven);
-        let pulled = |uuid: &PrefixUuid| pull?.get(uuid).copied();
+        let pulled = |uuid: &PrefixUuid| self.follow.as_ref()?.pull.as_ref()?.get(uuid).copied();
         let reached: Vec<PrefixUuid> = self
             .stored
             .floors
@@ -518,7 +516,7 @@ impl Process {
             .filter(|(uuid, floor)| {
                 self.prefixes.get(uuid).is_some_and(|p| {
                     let whole = p.copy.is_some() && p.phase != Phase::Bootstrapping && !self.boots.contains_key(uuid);
-                    whole && floor_is_met(p.position_at(p.durable), **floor, pulled(uuid))
+                    whole && floor_is_met(p.position_at(p.durable), **floor, pulled(uuid), self.promised())
                 })
             })
             .map(|(uuid, _)| *uuid)

@@ -502,10 +502,7 @@ impl Process {
     fn store_floor(&mut self, cx: &mut Cx<'_>, prefix: PrefixUuid, floor: Option<Position>) {
         let mut record = self.stored.clone();
         match floor {
-            Some(floor) => {
-                let present = record.floors.entry(prefix).or_insert(floor);
-                *present = (*present).max(floor);
-            }
+            Some(floor) => record.raise_floor(prefix, floor),
             None => drop(record.floors.remove(&prefix)),
         }
         cx.volume.store(record.clone(), true);
