@@ -45,6 +45,7 @@ faults! {
     CutReplicas = "cut-replicas",
     CutPair = "cut-pair",
     Blackout = "blackout",
+    Relieve = "relieve",
     ApiDown = "api-down",
     ApiAnswerLost = "api-answer-lost",
     CutApi = "cut-api",
@@ -93,6 +94,9 @@ impl Fault {
         matches!(self, Self::CrashInEffects | Self::ApiAnswerLost | Self::OperatorCrash)
     }
 }
+
+/// Within so many milliseconds a stranded member loses the API server too.
+const SEVERED_MS: u64 = 6_000;
 
 /// Kinds that are tried until one has an effect.
 const TRIES: usize = 4;
@@ -180,6 +184,7 @@ impl World {
             | Fault::CutReplicas
             | Fault::CutPair
             | Fault::Blackout => self.part(fault, node),
+            Fault::Relieve => self.relieve(node),
             Fault::ApiDown
             | Fault::ApiAnswerLost
             | Fault::CutApi
@@ -251,7 +256,7 @@ impl World {
         let (whom, ways, longest) = match fault {
             Fault::Isolate => (everyone, (true, true), 14_000),
             // Clients still reach it, and only its own clock tells it when to stop.
-            Fault::Strand => ([others, OPERATORS.to_vec(), vec![API]].concat(), (true, true), 14_000),
+            Fault::Strand => ([others, OPERATORS.to_vec()].concat(), (true, true), 24_000),
             Fault::OneWay => ([others, OPERATORS.to_vec()].concat(), (out, !out), 9_000),
             Fault::CutOperator => (OPERATORS.to_vec(), (true, true), 9_000),
             Fault::CutReplicas => (others, (true, true), 12_000),
@@ -265,8 +270,31 @@ impl World {
         if !matches!(fault, Fault::CutOperator | Fault::Blackout) {
             self.net.hold = hold;
         }
-        let after = self.lasts(if fault == Fault::Blackout { 6_000 } else { 500 }, longest);
+        if fault == Fault::Strand {
+            // It may renew its Lease until the very moment in which an operator takes that over.
+            let after = self.lasts(0, SEVERED_MS);
+            self.at(after, Ev::Sever(node));
+        }
+        let shortest = match fault {
+            Fault::Blackout => 6_000,
+            Fault::Strand => SEVERED_MS,
+            _ => 500,
+        };
+        let after = self.lasts(shortest, longest);
         self.mends(fault, node, after)
+    }
+
+    /// Who was away comes back just as all others go.
+    fn relieve(&mut self, node: Node) -> bool {
+        if self.leader() == Some(node) || self.api.pods.len() < 3 || !self.part(Fault::Blackout, node) {
+            return false;
+        }
+        // What the others agree on meanwhile is what it lacks.
+        if self.setup.changes_mode && self.rng.permille(500) {
+            let _ = self.change_settings();
+        }
+        let after = self.lasts(2_000, 9_000);
+        self.mends(Fault::Relieve, node, after)
     }
 
     /// The API server or the operators.
@@ -435,7 +463,7 @@ impl World {
     }
 
     fn change_settings(&mut self) -> bool {
-        let which = self.rng.below(3);
+        let which = if self.setup.changes_mode { self.rng.below(5) } else { self.rng.below(2) };
         let seconds = self.rng.range(3, 8);
         let w = i32::try_from(self.rng.range(1, 2)).unwrap_or(1);
         let changes_mode = self.setup.changes_mode && self.setup.syncs;
@@ -443,7 +471,7 @@ impl World {
         match which {
             0 => spec.failover.lease_duration = TimeSpan(format!("{seconds}s")),
             1 if spec.replication.mode == Mode::Quorum && w < spec.replicas => spec.replication.min_sync_replicas = w,
-            2 if changes_mode && spec.replicas > 1 => {
+            2.. if changes_mode && spec.replicas > 1 => {
                 spec.replication.mode = match spec.replication.mode {
                     Mode::Quorum => Mode::Async,
                     _ => Mode::Quorum,

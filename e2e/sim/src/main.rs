@@ -11,9 +11,9 @@ use parovoz_sim::batch::{self, Options};
     about = "Simulates whole stores under faults, each from a seed, and checks that nothing is lost."
 )]
 struct Cli {
-    /// How many seeds.
-    #[arg(long, default_value_t = 2_000)]
-    seeds: u64,
+    /// How many seeds; with --mutants at most so many for each [default: 2000, with --mutants 10000].
+    #[arg(long)]
+    seeds: Option<u64>,
     /// One seed alone, with everything that happens.
     #[arg(long)]
     seed: Option<u64>,
@@ -40,7 +40,7 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let options = Options {
-        seeds: cli.seeds,
+        seeds: cli.seeds.unwrap_or(if cli.mutants { 10_000 } else { 2_000 }),
         seed: cli.seed,
         first: cli.first,
         faults: cli.faults,

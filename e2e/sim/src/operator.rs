@@ -20,6 +20,7 @@ use crate::faults::Fault;
 use crate::msg::{API, Msg, Node, OPERATORS};
 use crate::orders;
 use crate::rng::Rng;
+use crate::setup::Setup;
 use crate::world::{Ev, SECOND, World};
 
 type Objects = BTreeMap<ObjectKey, serde_json::Value>;
@@ -108,14 +109,14 @@ pub struct Operator {
 impl Operator {
     /// One that was not started yet.
     #[must_use]
-    pub fn new(index: usize, rng: &mut Rng, drift_ppm: u64) -> Self {
+    pub fn new(index: usize, rng: &mut Rng, setup: &Setup) -> Self {
         Self {
             node: OPERATORS[index],
             up: false,
             life: 0,
             ticket: 0,
             offset_ms: rng.below(1_000_000),
-            drift_ppm: i64::try_from(rng.below(drift_ppm * 2 + 1)).unwrap_or(0) - i64::try_from(drift_ppm).unwrap_or(0),
+            drift_ppm: setup.drift(rng),
             links: BTreeMap::new(),
             cache_lag: 20_000,
             frozen: None,
@@ -432,7 +433,9 @@ impl World {
         self.cov.hit(phase);
         self.cov.hit(cause);
         if current.phase == ReignPhase::Promoting {
-            self.check.decided(current.epoch.unsigned_abs(), &current.reign_id, heard(&pass.observed, current));
+            let (waived, heard) = (current.accept_loss || current.attested, heard(&pass.observed, current));
+            self.check.decided(current.epoch.unsigned_abs(), &current.reign_id, waived, heard);
+            self.all_before_are_silent(waived, current.epoch.unsigned_abs());
         }
         if self.setup.faults.contains(&Fault::VolumeLost) && self.rng.permille(VANISHES) {
             let after = self.rng.below(50_000);

@@ -51,6 +51,7 @@ pub fn run(seed: u64, faults: &[Fault], trace: bool) -> Outcome {
     let mut rng = Rng::new(seed);
     let mut setup = Setup::draw(&mut rng);
     setup.faults = World::draw_faults(&mut rng, faults);
+    setup.lean();
     let mut world = World::new(setup, rng, trace);
     let about = format!("setup: {:?}", world.setup);
     world.trace.say(0, || about);

@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 use crate::faults::Fault;
 use crate::rng::Rng;
 
+/// How far off a clock may be, in millionths: nearly the 2.5 % that the Lease's margin allows for.
+const WORST_PPM: u64 = 24_000;
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -16,6 +19,7 @@ pub struct Setup {
     pub degrade: bool,
     pub chain: bool,
     pub lease_s: u64,
+    /// The most by which a clock is off.
     pub drift_ppm: u64,
     /// Longest pause between a client's operations.
     pub think_us: u64,
@@ -45,12 +49,34 @@ impl Setup {
             syncs: quorum || rng.permille(700),
             degrade: quorum && rng.permille(150),
             chain: rng.permille(200),
-            lease_s: rng.range(3, 8),
-            drift_ppm: [500, 500, 20_000][rng.index(3)],
+            lease_s: if rng.permille(800) { rng.range(3, 8) } else { rng.range(8, 20) },
+            drift_ppm: [500, 500, WORST_PPM][rng.index(3)],
             think_us: 900_000,
             changes_mode: rng.permille(150),
             faults: Vec::new(),
             fault_every_us: rng.range(1_500_000, 6_000_000),
+        }
+    }
+
+    /// By how much a clock of this setup is off. Bad ones are off by the most, either way: what lies between shows nothing more.
+    #[must_use]
+    pub fn drift(&self, rng: &mut Rng) -> i64 {
+        let most = i64::try_from(self.drift_ppm).unwrap_or(0);
+        match self.drift_ppm {
+            WORST_PPM => [-most, most][rng.index(2)],
+            _ => i64::try_from(rng.below(self.drift_ppm * 2 + 1)).unwrap_or(0) - most,
+        }
+    }
+
+    /// What a reign leaves to another kind of reign shows only where several follow each other while replicas come and go.
+    pub fn lean(&mut self) {
+        if !self.changes_mode && !self.degrade {
+            return;
+        }
+        for (fault, times) in [(Fault::Settings, 4), (Fault::Relieve, 4)] {
+            if self.faults.contains(&fault) {
+                self.faults.extend([fault].repeat(times));
+            }
         }
     }
 

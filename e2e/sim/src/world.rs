@@ -1,5 +1,6 @@
 //! One seed's world: a queue of what happens when, and everybody whom it happens to.
 
+mod fence;
 mod traffic;
 
 use std::cmp::Reverse;
@@ -57,6 +58,8 @@ pub enum Ev {
     Break,
     /// A volume is lost, if a reign is just being changed.
     Vanish,
+    /// A stranded member loses the API server.
+    Sever(Node),
     /// Something is whole again.
     Mend(Fault, Node),
 }
@@ -157,8 +160,7 @@ impl World {
         let machines = (0..MEMBERS)
             .map(|_| Machine {
                 offset_ms: 10_000 + rng.below(100_000_000),
-                drift_ppm: i64::try_from(rng.below(setup.drift_ppm * 2 + 1)).unwrap_or(0)
-                    - i64::try_from(setup.drift_ppm).unwrap_or(0),
+                drift_ppm: setup.drift(&mut rng),
                 ..Machine::default()
             })
             .collect();
@@ -173,7 +175,7 @@ impl World {
             volumes: BTreeMap::new(),
             volumes_made: 0,
             engine: MemoryEngine::new(),
-            operators: [Operator::new(0, &mut rng, setup.drift_ppm), Operator::new(1, &mut rng, setup.drift_ppm)],
+            operators: [Operator::new(0, &mut rng, &setup), Operator::new(1, &mut rng, &setup)],
             clients: Clients::default(),
             check,
             cov: Coverage::default(),
@@ -239,6 +241,7 @@ impl World {
             }
             Ev::Break => self.break_something(),
             Ev::Vanish => self.vanish(),
+            Ev::Sever(node) => self.sever(node),
             Ev::Mend(fault, node) => self.mend(fault, node),
         }
     }

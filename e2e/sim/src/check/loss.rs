@@ -45,8 +45,12 @@ pub(super) struct Losses {
 }
 
 impl Checker {
-    /// An operator chose a reign's candidate, and these had sealed for it and said all that they have.
-    pub fn decided(&mut self, epoch: u64, reign_id: &str, heard: BTreeSet<String>) {
+    /// An operator chose a reign's candidate, and these had sealed for it and said all that they have. `waived`: a person spoke
+    /// for what no proof was found for.
+    pub fn decided(&mut self, epoch: u64, reign_id: &str, waived: bool, heard: BTreeSet<String>) {
+        if !waived && !self.restored {
+            self.decided = self.decided.max(Epoch(epoch));
+        }
         // Its record may be written again while the candidate begins: what is heard then came too late.
         self.losses.heard.entry((epoch, reign_id.to_owned())).or_insert(heard);
     }

@@ -47,6 +47,8 @@ pub struct Checker {
     served: BTreeMap<PrefixUuid, Vec<Served>>,
     /// First acknowledgement of a write to a key in each epoch.
     first_acked: HashMap<(PrefixUuid, u8), Vec<(Epoch, u64)>, FixedState>,
+    /// The newest reign whose candidate was chosen, on proof that none before it acknowledges anything more.
+    decided: Epoch,
     losses: loss::Losses,
 }
 
@@ -179,6 +181,10 @@ impl Checker {
         acked.upto = acked.upto.max(at);
         if reign.required() > 0 {
             acked.by_quorum = acked.by_quorum.max(at);
+        } else if reign.epoch < self.decided && !self.restored {
+            // What replicas acknowledged may be answered late; what nobody else has must end before.
+            let (epoch, decided) = (reign.epoch, self.decided);
+            self.fail(now, format!("member {who} acknowledges under epoch {epoch} what it alone has, though epoch {decided} was decided"));
         }
         let later = self
             .served

@@ -22,6 +22,13 @@ impl World {
                 let _ = self.cut(node, &everyone, (true, true), false);
                 self.release_held();
             }
+            Fault::Relieve => {
+                self.mend(Fault::Blackout, node);
+                let others: Vec<Node> = self.api.pods.keys().filter_map(|o| Node::try_from(*o).ok()).collect();
+                for other in others.into_iter().filter(|other| *other != node) {
+                    let _ = !self.calm && self.part(Fault::Blackout, other);
+                }
+            }
             Fault::CutPair => {
                 let members: Vec<Node> = (1..MEMBERS).collect();
                 let _ = self.cut(node, &members, (true, true), false);
@@ -67,6 +74,12 @@ impl World {
                 }
             }
             _ => {}
+        }
+    }
+
+    pub(crate) fn sever(&mut self, node: Node) {
+        if !self.calm {
+            let _ = self.cut(node, &[API], (true, true), true);
         }
     }
 
