@@ -4,17 +4,20 @@ use crate::msg::{MEMBERS, Node};
 use crate::world::World;
 
 impl World {
-    /// No primary that waits for no replica would still acknowledge a write, now that a reign after its own is decided.
+    /// Now that a reign is decided, no primary of one before would answer a read, nor acknowledge a write that it alone has.
     pub(crate) fn all_before_are_silent(&mut self, waived: bool, decided: u64) {
-        let acknowledges = |node: &Node| {
-            let machine = self.machines.get(usize::from(*node))?;
+        let speaks = |node: Node| {
+            let machine = self.machines.get(usize::from(node))?;
             let role = &machine.running.as_deref()?.role;
-            let reign = role.led().filter(|r| r.required() == 0 && r.epoch.0 < decided)?;
-            role.serving().may_acknowledge(machine.clock_ms(self.now)).then_some(reign.epoch)
+            let reign = role.led().filter(|r| r.epoch.0 < decided)?;
+            let (serving, now_ms) = (role.serving(), machine.clock_ms(self.now));
+            let alone = reign.required() == 0 && serving.may_acknowledge(now_ms);
+            let what = if alone { "acknowledge" } else { "read" };
+            (alone || serving.may_read(now_ms)).then_some((node, reign.epoch, what))
         };
-        let found = (1..MEMBERS).find_map(|node| acknowledges(&node).map(|epoch| (node, epoch)));
-        if let Some((node, epoch)) = found.filter(|_| !waived && !self.check.restored) {
-            let what = format!("member {node} may acknowledge under epoch {epoch}, though epoch {decided} is decided");
+        let found = (1..MEMBERS).find_map(speaks).filter(|_| !waived && !self.check.restored);
+        if let Some((node, epoch, what)) = found {
+            let what = format!("member {node} may {what} under epoch {epoch}, though epoch {decided} is decided");
             self.check.fail(self.now, what);
         }
     }
