@@ -38,19 +38,31 @@ fn load(ui: &Ui, root: &Path, images: &[Image]) -> Result<String> {
 /// Installs the chart or brings it up to date, and waits until the operator is up. `inputs` makes a pod of another image
 /// under the same tag a new pod.
 pub fn helm(kube: &Kube, inputs: &str) -> Result<()> {
+    helm_from(kube, inputs, None)
+}
+
+/// The same, with the images of another registry than the chart's.
+pub fn helm_from(kube: &Kube, inputs: &str, registry: Option<&str>) -> Result<()> {
     let chart = paths::repository().join("charts/parovoz");
     // Helm installs CRDs once and never changes them.
     let present = kube.find("get crd replicatedstores.parovoz.dev")?.is_some();
     if present {
         kube.kubectl("apply --server-side --force-conflicts -f").arg(chart.join("crds")).done()?;
     }
+    let images = registry.map(|r| format!("operator.image.registry={r},dataplane.image.registry={r}"));
     kube.helm("upgrade --install")
         .arg(RELEASE)
         .arg(&chart)
         .words(&format!("--namespace {NAMESPACE} --create-namespace --wait --timeout {}s", LIMIT.as_secs()))
         .arg("--set-string")
         .arg(format!("operator.podAnnotations.parovoz\\.dev/inputs={inputs}"))
+        .args(images.iter().flat_map(|images| ["--set-string", images]))
         .done()
+}
+
+/// Whether an operator runs there, by chart or by manifests.
+pub fn is_there(kube: &Kube) -> Result<bool> {
+    Ok(kube.find(&format!("get deployment {DEPLOYMENT} --namespace {NAMESPACE}"))?.is_some())
 }
 
 /// Removes the release if there is one; CRDs and stores stay.

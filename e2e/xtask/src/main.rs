@@ -55,9 +55,13 @@ enum Command {
     },
     /// The main job: cluster, operator, store, real data, a volume lost under writes, three equal members.
     Demo {
-        /// A cluster to use instead of the local one; it must be able to fetch the images.
+        /// A cluster to use instead of the local one; it must be able to fetch the images. An operator that is there is
+        /// used as it is, and a store `demo` that no demonstration made is never touched.
         #[arg(long)]
         kubeconfig: Option<PathBuf>,
+        /// Registry of the images for the operator that is installed there [default: the chart's].
+        #[arg(long, requires = "kubeconfig")]
+        registry: Option<String>,
         /// Records instead of this machine's Debian package index: such an index, or lines of `key<TAB>value`.
         #[arg(long)]
         data: Option<PathBuf>,
@@ -186,8 +190,8 @@ fn dispatch(ui: &Ui, command: Command) -> Result<Option<String>> {
             let verb = if check { "up to date" } else { "written" };
             Ok(Some(format!("generate: {count} files {verb} in {}", seconds(ui.elapsed()))))
         }
-        Command::Demo { kubeconfig, data, keep: _, clean } => {
-            demo::run(ui, &demo::Options { kubeconfig, data, clean }).map(Some)
+        Command::Demo { kubeconfig, registry, data, keep: _, clean } => {
+            demo::run(ui, &demo::Options { kubeconfig, registry, data, clean }).map(Some)
         }
         Command::E2e { command: Some(E2eCommand::Faults(options)), .. } => {
             let found = faults::run(ui, &options)?;

@@ -23,7 +23,7 @@ pub enum OnQuorumLoss {
     /// Writes wait until enough replicas are back.
     #[default]
     Block,
-    /// The primary acknowledges alone, which is shown in status and alerts before it begins, until enough are back.
+    /// The primary acknowledges alone, which status and events show before it begins, until enough are back.
     Degrade,
 }
 

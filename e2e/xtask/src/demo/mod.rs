@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::cluster::tools::Tools;
 use crate::error::{Error, Result, read};
 use crate::install;
-use crate::kube::Kube;
+use crate::kube::{Kube, items};
 use crate::paths;
 use crate::poll;
 use crate::resp::{self, Contents};
@@ -24,12 +24,16 @@ const MEMBERS: usize = 3;
 const LEAST_LIVE: usize = 10_000;
 const REBUILD_LIMIT: Duration = Duration::from_secs(300);
 const SAMPLE: &str = "manifests/samples/store.yaml";
+/// Label of a store that a demonstration made and may remove.
+const MARK: &str = "parovoz.dev/demonstration=true";
 
 /// What the command line says.
 #[derive(Debug, Default)]
 pub struct Options {
     /// A cluster to use instead of the local one; images must be reachable for it.
     pub kubeconfig: Option<PathBuf>,
+    /// Registry to install the operator from there.
+    pub registry: Option<String>,
     /// Records instead of the machine's package index.
     pub data: Option<PathBuf>,
     /// Remove the store at the end.
@@ -41,15 +45,11 @@ pub fn run(ui: &Ui, options: &Options) -> Result<String> {
     let records = ui.step("read the records", |_| data::records(ui, options.data.as_deref()))?;
     let prefixes: Vec<String> = data::prefixes(records.keys().map(String::as_str)).into_iter().collect();
     ui.line(&format!("       {} records, {} prefixes", records.len(), prefixes.len()));
-    let (kube, inputs) = match &options.kubeconfig {
-        Some(file) => (Kube::new(&Tools::ensure_clients(ui)?, file), "given".to_owned()),
-        None => install::local_cluster(ui)?,
-    };
-    ui.step("helm install parovoz charts/parovoz", |_| install::helm(&kube, &inputs))?;
-    let store = Store { kube, namespace: "default".into(), name: "demo".into() };
+    let store = prepare(ui, options)?;
     ui.step("remove what a former demonstration left", |_| store.remove())?;
     ui.step(&format!("kubectl apply -f {SAMPLE}"), |step| {
         store.kube.apply(&read(&paths::repository().join(SAMPLE))?)?;
+        store.kube.kubectl(&format!("label rstore {} -n {} {MARK}", store.name, store.namespace)).done()?;
         step.announce("volumes, pods, first reign");
         store.await_healthy(MEMBERS)
     })?;
@@ -66,6 +66,50 @@ pub fn run(ui: &Ui, options: &Options) -> Result<String> {
     }
     let prefixes = data::prefixes(all.keys().map(String::as_str)).len();
     Ok(format!("demo: {} records, {prefixes} prefixes, {} members, equal", all.len(), members.len()))
+}
+
+/// The operator on a cluster, and the store that is to be made there.
+fn prepare(ui: &Ui, options: &Options) -> Result<Store> {
+    let store = |kube| Store { kube, namespace: "default".into(), name: "demo".into() };
+    let Some(file) = &options.kubeconfig else {
+        let (kube, inputs) = install::local_cluster(ui)?;
+        ui.step("helm install parovoz charts/parovoz", |_| install::helm(&kube, &inputs))?;
+        return Ok(store(kube));
+    };
+    let store = store(Kube::new(&Tools::ensure_clients(ui)?, file));
+    ui.step("see that no store is in the way", |_| refuse_foreign(&store))?;
+    if install::is_there(&store.kube)? {
+        ui.line("       the operator that is there is used as it is");
+    } else {
+        let registry = options.registry.as_deref();
+        ui.step("helm install parovoz charts/parovoz", |_| install::helm_from(&store.kube, "given", registry))?;
+    }
+    Ok(store)
+}
+
+/// On a cluster that is not ours, only what a demonstration made may be removed.
+fn refuse_foreign(store: &Store) -> Result<()> {
+    let Store { kube, namespace, name } = store;
+    let present = match kube.find("get crd replicatedstores.parovoz.dev")? {
+        Some(_) => kube.find(&format!("get rstore {name} -n {namespace}"))?,
+        None => None,
+    };
+    let (key, value) = MARK.split_once('=').unwrap_or((MARK, ""));
+    let what = match present {
+        Some(found) if found["metadata"]["labels"][key] == value => return Ok(()),
+        Some(_) => "a store".to_owned(),
+        None => {
+            let volumes = kube.json(&format!("get pvc -l parovoz.dev/store={name} -n {namespace}"))?;
+            match items(&volumes, "/items").len() {
+                0 => return Ok(()),
+                count => format!("{count} volume claims of a store"),
+            }
+        }
+    };
+    Err(Error::failed(format!(
+        "demonstrate on this cluster: {what} `{name}` in namespace {namespace}, which no demonstration made, would be removed \
+         with all data; remove it yourself, or use another cluster"
+    )))
 }
 
 fn load(ui: &Ui, store: &Store, records: &Records) -> Result<()> {
@@ -177,8 +221,9 @@ fn report(store: &Store, members: &[Member], expected: &Contents, found: &[(usiz
         resp::digest(expected)
     );
     let kubeconfig = store.kube.kubeconfig.display();
-    let bin = paths::cache().join("bin");
-    println!("connect:   export KUBECONFIG={kubeconfig} PATH={}:$PATH", bin.display());
+    let local = Path::new(&store.kube.kubeconfig).starts_with(paths::cache());
+    let path = if local { format!(" PATH={}:$PATH", paths::cache().join("bin").display()) } else { String::new() };
+    println!("connect:   export KUBECONFIG={kubeconfig}{path}");
     println!("           kubectl get rstore {}", store.name);
     println!(
         "           kubectl port-forward service/{}-rw 6379:6379 &   redis-cli -p 6379 scan 0 match 'net:*'",
@@ -186,7 +231,7 @@ fn report(store: &Store, members: &[Member], expected: &Contents, found: &[(usiz
     );
     println!("clean up:  kubectl delete rstore {}; kubectl delete pvc -l parovoz.dev/store={}", store.name, store.name);
     println!("           helm uninstall parovoz --namespace parovoz-system");
-    if Path::new(&store.kube.kubeconfig).starts_with(paths::cache()) {
+    if local {
         println!("           cargo xtask cluster down");
     }
 }
