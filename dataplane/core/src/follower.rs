@@ -453,7 +453,7 @@ fn check_records(
     if epoch > reign {
         return Err(Miss::NewerEpoch);
     }
-    if last.sequence.0.checked_add(1) != Some(first.0) {
+    if last.sequence.0.checked_add(1) != Some(first.0) && !parovoz_mutant::on("sequence-not-checked") {
         return Err(Miss::Gap);
     }
     Ok(())

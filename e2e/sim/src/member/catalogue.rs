@@ -79,7 +79,7 @@ impl Process {
         let mine = self.catalogue();
         let strange = |uuid: &PrefixUuid| *uuid != mine && !listed.iter().any(|(_, l)| l == uuid);
         self.unlisted = self.prefixes.keys().copied().filter(strange).collect();
-        if diverged || parovoz_mutant::on("absence-is-deletion") {
+        if diverged {
             let on_volume = cx.volume.current.keys().copied().filter(strange);
             for uuid in on_volume.chain(self.unlisted.clone()).collect::<BTreeSet<_>>() {
                 cx.cov.hit("creation undone");
@@ -108,6 +108,14 @@ impl Process {
         self.boots.remove(&uuid);
         self.unlisted.remove(&uuid);
         cx.volume.current.remove(&uuid);
+    }
+
+    /// What only the record of a drop may do, for the bug that is planted there: the copy goes, and what it acknowledged.
+    pub(super) fn take_for_deleted(&mut self, cx: &mut Cx<'_>, uuid: PrefixUuid) {
+        if uuid != self.catalogue() {
+            self.set_aside(cx, uuid);
+            self.store_floor(cx, uuid, None);
+        }
     }
 
     /// A batch of the catalogue was applied on this replica.

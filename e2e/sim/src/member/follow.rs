@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use parovoz_dataplane_core::batch::{self, META_FAMILY, Record};
 use parovoz_dataplane_core::follower::{
-    BootstrapCause, Effect, Event, ReceivedBatch, Session, StreamState, check_upstream,
+    BootstrapCause, Effect, Event, ReceivedBatch, RefusalReason, Session, StreamState, check_upstream,
 };
 use parovoz_dataplane_core::history::EpochRecord;
 use parovoz_dataplane_core::member::Endpoint;
@@ -190,6 +190,10 @@ impl Process {
                         let me = self.ordinal;
                         cx.trace.say(cx.now, || format!("member {me}: {prefix} refused: {reason:?}"));
                         self.session(cx, Event::Refusal { prefix, attempt, reason });
+                        if reason == RefusalReason::Unknown && parovoz_mutant::on("absence-is-deletion") {
+                            self.session(cx, Event::Forget(prefix));
+                            self.take_for_deleted(cx, prefix);
+                        }
                     }
                     ToFollower::Beat { reign, latest } => self.session(cx, Event::Beat { reign, latest }),
                 }
