@@ -77,6 +77,7 @@ impl World {
         }
     }
 
+    /// A stranded member loses the API server too, until the whole fault is mended.
     pub(crate) fn sever(&mut self, node: Node) {
         if !self.calm {
             let _ = self.cut(node, &[API], (true, true), true);
