@@ -164,6 +164,9 @@ pub struct Settings {
     pub detached_max_bytes: Option<u64>,
     /// Restart budget.
     pub recovery: Recovery,
+    /// CRC-32C of the file's bytes, by which the operator sees which of its files is in effect; empty without a file.
+    #[serde(skip)]
+    pub fingerprint: String,
 }
 
 impl Default for Settings {
@@ -184,6 +187,7 @@ impl Default for Settings {
             detached_retention_seconds: 7 * 24 * 3600,
             detached_max_bytes: None,
             recovery: Recovery::default(),
+            fingerprint: String::new(),
         }
     }
 }
@@ -222,13 +226,7 @@ impl Settings {
         let text = std::fs::read(path).map_err(|cause| ConfigError::Read { path: name.clone(), cause })?;
         let settings: Self = serde_json::from_slice(&text).map_err(|cause| ConfigError::Parse { path: name, cause })?;
         settings.check()?;
-        Ok(settings)
-    }
-
-    /// A short fingerprint, by which the operator sees which settings are in effect.
-    #[must_use]
-    pub fn hash(&self) -> String {
-        serde_json::to_vec(self).map(|json| format!("{:08x}", crc32c::crc32c(&json))).unwrap_or_default()
+        Ok(Self { fingerprint: format!("{:08x}", crc32c::crc32c(&text)), ..settings })
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -246,5 +244,22 @@ impl Settings {
             return Err(ConfigError::Invalid("holdTimeoutSeconds must be at least 1: a bootstrap needs its hold"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fingerprint_is_that_of_the_file_however_it_is_laid_out_and_empty_without_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        for text in ["{}\n", "{ \"maxPrefixes\" : 7 }"] {
+            std::fs::write(&path, text).unwrap();
+            let read = Settings::read(&path).unwrap();
+            assert_eq!(read.fingerprint, format!("{:08x}", crc32c::crc32c(text.as_bytes())));
+        }
+        assert_eq!(Settings::default().fingerprint, "");
     }
 }

@@ -438,7 +438,7 @@ fn reread_settings(config: Option<&std::path::Path>, store: &Store) {
     let Some(path) = config else { return };
     match Settings::read(path) {
         Ok(fresh) if **store.settings.load() != fresh => {
-            tracing::info!(hash = %fresh.hash(), "settings changed");
+            tracing::info!(fingerprint = fresh.fingerprint, "settings changed");
             store.settings.store(Arc::new(fresh));
             store.note_change();
         }

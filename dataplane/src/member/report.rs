@@ -172,7 +172,7 @@ impl Reporter {
             at_ms: clock::wall_ms(),
             restarts: u32::try_from(record.starts.len().saturating_sub(1)).unwrap_or(u32::MAX),
             primary_silence_ms: if role.is_primary { None } else { now_is.silence_ms },
-            config_hash: self.store.settings.load().hash(),
+            config_hash: self.store.settings.load().fingerprint.clone(),
             sealed: record.sealed.map(reign_ref_to),
             can_acknowledge: role.is_primary && now_is.can_acknowledge,
             oldest_wait_ms: self.loops.oldest_wait_ms(),

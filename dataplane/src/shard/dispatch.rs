@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use parovoz_dataplane_core::command::{self, Command, CommandKind, Condition};
+use parovoz_dataplane_core::command::{self, Command, CommandError, CommandKind, Condition};
 use parovoz_dataplane_core::resp::reply::push_request;
 use parovoz_dataplane_core::resp::{Args, Parser, Proto, Reply, RequestLimits};
 use parovoz_dataplane_core::types::PrefixUuid;
@@ -97,6 +97,9 @@ impl Dispatcher {
             Err(e) => {
                 self.exec.errors += 1;
                 Reply::new(session.output.tail().0, session.proto).error(&e.to_string());
+                if e == CommandError::Http {
+                    session.pause = Pause::Closing;
+                }
                 return Step::Done;
             }
         };

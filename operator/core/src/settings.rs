@@ -140,11 +140,18 @@ impl Settings {
 }
 
 impl MemberConfig {
-    /// The fingerprint by which a member says that it uses this file: CRC-32C of its compact form.
+    /// The file, as it stands in the ConfigMap.
+    #[must_use]
+    pub fn file(&self) -> String {
+        // Numbers, enums and structs: nothing in it could fail to become JSON.
+        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+    }
+
+    /// The fingerprint by which a member says that it uses this file: CRC-32C of its bytes, so that neither side has to know
+    /// what the other makes of them.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        // Numbers, enums and structs: nothing in it could fail to become JSON.
-        format!("{:08x}", crc32c::crc32c(&serde_json::to_vec(self).unwrap_or_default()))
+        format!("{:08x}", crc32c::crc32c(self.file().as_bytes()))
     }
 }
 

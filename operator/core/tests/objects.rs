@@ -67,6 +67,16 @@ fn services_accounts_budgets_and_configuration() {
 }
 
 #[test]
+fn the_fingerprint_is_that_of_the_file_as_members_read_it() {
+    let store = store().store;
+    let settings = Settings::parse(&store.spec).unwrap();
+    let objects = build::plain_objects(&store, &settings);
+    let values = objects.iter().map(|(_, object)| to_value(object).unwrap());
+    let file = values.filter_map(|object| object["data"]["config.json"].as_str().map(str::to_owned)).next().unwrap();
+    assert_eq!(settings.member.fingerprint(), format!("{:08x}", crc32c::crc32c(file.as_bytes())));
+}
+
+#[test]
 fn the_status_of_a_healthy_store() {
     let mut world = World::converged(2);
     world.write("users", 7);

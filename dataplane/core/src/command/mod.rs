@@ -41,6 +41,9 @@ pub enum CommandError {
         /// The first arguments, quoted.
         args: String,
     },
+    /// A request of HTTP: a browser was led here, and what follows is not its user's will.
+    #[error("ERR this is HTTP and not the Redis protocol: the connection is closed")]
+    Http,
     /// No such part of a command that has parts.
     #[error("ERR unknown subcommand '{name}'. Try {command} HELP.")]
     UnknownSubcommand {

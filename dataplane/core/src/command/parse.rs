@@ -118,6 +118,9 @@ fn shown(text: &[u8]) -> String {
 }
 
 fn unknown(args: &Args<'_>) -> CommandError {
+    if [&b"POST"[..], b"HOST:"].iter().any(|word| args.at(0).eq_ignore_ascii_case(word)) {
+        return CommandError::Http;
+    }
     let mut list = String::new();
     for arg in args.skip(1).iter() {
         if list.len() >= SHOWN {

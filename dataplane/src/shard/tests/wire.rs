@@ -124,6 +124,15 @@ fn nonsense_ends_only_its_own_connection() {
         bad.expect_line(words);
         bad.expect_end();
     }
+    for http in ["POST / HTTP/1.1\r\n\r\nSET a:b c\r\n", "GET / HTTP/1.1\r\nHost: x\r\n\r\nSET a:b c\r\n"] {
+        let mut bad = rig.raw();
+        bad.send(http);
+        if http.starts_with("GET") {
+            bad.expect_line("wrong number of arguments");
+        }
+        bad.expect_line("-ERR this is HTTP");
+        bad.expect_end();
+    }
     good.send("NONSENSE x\r\nPING\r\n");
     good.expect_line("-ERR unknown command 'NONSENSE', with args beginning with: 'x'");
     good.expect("+PONG\r\n");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Context, assert_equal_everywhere, ensure};
 use crate::error::{Error, Result, read};
@@ -19,6 +19,13 @@ fn serves_a_store(context: &Context) -> Result<(Store, Contents)> {
     let store = context.healthy_store("cache", 2, json!({}))?;
     context.write(&store, 500, &mut expected)?;
     assert_equal_everywhere(&store, 2, &expected)?;
+    store.await_status("a store of which nothing is pending", |_, object| {
+        let waits = object.pointer("/status/waiting").and_then(Value::as_array).is_some_and(|w| !w.is_empty());
+        let old = items(object, "/status/members").iter().any(|m| m["configOutdated"] == true);
+        let mut conditions = items(object, "/status/conditions").iter();
+        let progresses = conditions.any(|c| c["type"] == "Progressing" && c["status"] != "False");
+        if waits || old || progresses { Err("it still waits".into()) } else { Ok(()) }
+    })?;
     Ok((store, expected))
 }
 

@@ -14,11 +14,9 @@ pub(super) const CONFIG_FILE: &str = "config.json";
 /// The members' configuration file.
 #[must_use]
 pub fn config_map(store: &StoreFacts, settings: &Settings) -> ConfigMap {
-    // Numbers, two enums and a struct: there is nothing in it that could fail to become JSON.
-    let text = serde_json::to_string_pretty(&settings.member).unwrap_or_default();
     ConfigMap {
         metadata: super::owned_meta(store, names::config(&store.name)),
-        data: Some(BTreeMap::from([(CONFIG_FILE.to_owned(), text + "\n")])),
+        data: Some(BTreeMap::from([(CONFIG_FILE.to_owned(), settings.member.file())])),
         ..ConfigMap::default()
     }
 }
